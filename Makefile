@@ -1,0 +1,35 @@
+# Everything runs in .venv, which `make` sets up. PYTHON names the interpreter to build it from.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+		|| { echo "imgcls needs Python 3.11 to 3.13; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+setup: .venv/.ready  ## create .venv and install the package
+
+demo: setup  ## train and test the CNN on the bundled data
+	$(BIN)/python -m imgcls fit --config experiments/demo.yaml
+
+test: setup  ## run all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup  ## run the tests that take less than a few seconds each
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove .venv and caches, not runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,56 @@
+"""The front door: `python -m imgcls VERB …`. Light verbs, and help, answer without importing torch."""
+
+import os
+import sys
+from importlib import import_module
+
+from imgcls import __version__
+from imgcls.errors import UserError, near
+
+TRAINER = "imgcls.commands.train"
+# verb: (module with main(arguments) -> exit code, what it does)
+VERBS = {
+    "fit": (TRAINER, "train a model: --config FILE… [--model.lr=…], or go on: --resume RUN_DIR"),
+    "validate": (TRAINER, "metrics on the validation part: --run RUN_DIR"),
+    "test": (TRAINER, "metrics and predictions on the test part: --run RUN_DIR"),
+    "predict": (
+        TRAINER,
+        "class names and probabilities: --run RUN_DIR [--data.root=FOLDER] [--out FILE.csv]",
+    ),
+    "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
+    "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
+}
+
+
+def usage() -> str:
+    """The table of verbs as help."""
+    lines = [f"imgcls {__version__}: image classification research on PyTorch Lightning", ""]
+    lines += ["usage: python -m imgcls VERB …", ""]
+    lines += [f"  {verb:<11}{text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "python -m imgcls VERB --help lists the options of a verb. Start with: make demo"]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Run a verb. Returns 0, or 2 for the user's mistake, which is one line on stderr."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    try:
+        if arguments[0] not in VERBS:
+            raise UserError(f"{arguments[0]!r} is not a verb{near(arguments[0], VERBS)}; they are: {', '.join(VERBS)}")
+        return import_module(VERBS[arguments[0]][0]).main(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # the reader of our output has gone (… | head); nothing more can be said to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""What the command line says in short, written out for the parser: bases, `--run`, `--resume`."""
+
+import json
+from collections.abc import Sequence
+
+from imgcls.compose import expand_configs, read_config
+from imgcls.errors import UserError
+from imgcls.runs.folder import RunFolder, read_json
+
+FILES_DATA = "imgcls.data.files.FilesData"
+
+
+def expand_arguments(arguments: Sequence[str]) -> list[str]:
+    """Arguments with `--run DIR` and `--resume DIR` replaced by config, folder and checkpoint, and bases added.
+
+    `predict` with a `--data.root` of its own reads unlabelled images in place of the run's data.
+
+    Raises:
+        UserError: The folder is not a run's; an option does not go with the verb.
+    """
+    verb, words = arguments[0], list(arguments[1:])
+    resume, words = _take(words, "--resume")
+    run, words = _take(words, "--run")
+    if resume is not None:
+        if verb != "fit":
+            raise UserError(f"--resume goes with fit; use {verb} --run {resume}")
+        folder = RunFolder.existing(resume, "--resume")
+        checkpoint = ["--ckpt_path", str(folder.checkpoint(folder.last))]
+        return [
+            verb,
+            "--config",
+            str(folder.config),
+            "--run_dir",
+            resume,
+            *checkpoint,
+            *expand_configs(words),
+        ]
+    if run is None:
+        if verb in ("validate", "test", "predict") and not any(w.startswith("--ckpt_path") for w in words):
+            if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
+                raise UserError(f"{verb} needs a trained run: --run RUN_DIR")
+        return [verb, *expand_configs(words)]
+    if verb == "fit":
+        raise UserError(
+            f"--run goes with validate, test and predict; use --resume {run} to go on, or --config {run}/config.yaml"
+        )
+    folder = RunFolder.existing(run, "--run")
+    written = ["--config", str(folder.config), "--run_dir", run]
+    if not any(w.partition("=")[0] == "--ckpt_path" for w in words):
+        written += ["--ckpt_path", str(folder.checkpoint(folder.best))]
+    if verb == "predict" and any(w.partition("=")[0] == "--data.root" for w in words):
+        written[1:2] = _unlabelled(folder)
+    return [verb, *written, *expand_configs(words)]
+
+
+def _unlabelled(run: RunFolder) -> list[str]:
+    """The run's config with its data replaced by images without labels, framed and normalised as before."""
+    config = read_config(run.config)
+    keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "batch_size")
+    options = {k: config["data"]["init_args"].get(k) for k in keep}
+    options["class_names"] = read_json(run.environment)["data"]["class_names"]
+    config["data"] = {"class_path": FILES_DATA, "init_args": options}
+    return [json.dumps(config)]
+
+
+def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """The value of an option, and the words without it."""
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == option:
+            width = 1 if equals else 2
+            if not equals and number + 1 == len(words):
+                raise UserError(f"{option}: give the folder of a run after it")
+            return (value if equals else words[number + 1]), words[:number] + words[number + width :]
+    return None, words

@@ -1,0 +1,97 @@
+"""Crops and flips by indexing: no interpolation, so they run on uint8 and cost one gather."""
+
+import torch
+from kornia.augmentation import RandomResizedCrop as KorniaRandomResizedCrop
+from torch import Tensor
+
+from imgcls.augment.base import Augmentation
+
+
+class RandomCrop(Augmentation):
+    """Pads every side by a share of the image and crops back to the model's size at a random place.
+
+    With 32 pixels and a padding of 0.125 this is the usual "pad 4, crop 32" of CIFAR-10.
+
+    Args:
+        padding: Share of the side that is added at each edge.
+        mode: What the padding holds: `constant` is black, `reflect` mirrors the image at its border.
+    """
+
+    on_uint8 = True
+
+    def __init__(self, padding: float = 0.125, mode: str = "constant") -> None:
+        super().__init__()
+        self.padding, self.mode = padding, mode
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) to (B, C, size, size), of the same dtype."""
+        pad = round(self.padding * self.size)
+        room = [side + 2 * pad - self.size for side in image.shape[-2:]]
+        top, left = (torch.randint(r + 1, (len(image),)).to(image.device) for r in room)
+        return self.crop(image, pad, top, left), label
+
+    def crop(self, image: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
+        """Crop image b of (B, C, H, W) at row `top[b]`, column `left[b]` (B,) of the padded image."""
+        step = torch.arange(self.size, device=image.device)
+        row, column = (
+            _source_index(start[:, None] + step - pad, side, self.mode)
+            for start, side in ((top, image.shape[-2]), (left, image.shape[-1]))
+        )
+        batch = torch.arange(len(image), device=image.device)[:, None, None, None]
+        channel = torch.arange(image.shape[1], device=image.device)[None, :, None, None]
+        height, width = image.shape[-2:]
+        cropped = image[
+            batch,
+            channel,
+            row.clamp(0, height - 1)[:, None, :, None],
+            column.clamp(0, width - 1)[:, None, None],
+        ]
+        if self.mode == "constant":
+            inside_row, inside_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
+            cropped = cropped * (inside_row[:, None, :, None] & inside_column[:, None, None])
+        return cropped
+
+
+class RandomHorizontalFlip(Augmentation):
+    """Mirrors each image left to right with probability `p`."""
+
+    on_uint8 = True
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) of any dtype; the same shape and dtype."""
+        chosen = (torch.rand(len(image)) < self.p).to(image.device)
+        return torch.where(chosen[:, None, None, None], image.flip(-1), image), label
+
+
+class RandomResizedCrop(Augmentation):
+    """Kornia's RandomResizedCrop at the model's own size: a random area and shape, resized by bilinear warp.
+
+    Args:
+        scale: Range of the area that is kept, as a share of the image.
+        ratio: Range of width / height of that area.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
+        super().__init__()
+        self.scale, self.ratio = scale, ratio
+
+    def configure(self, size: int, num_classes: int) -> None:  # noqa: D102
+        super().configure(size, num_classes)
+        self.crop = KorniaRandomResizedCrop((size, size), scale=self.scale, ratio=self.ratio)
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 to (B, C, size, size)."""
+        return self.crop(image), label
+
+
+def _source_index(index: Tensor, side: int, mode: str) -> Tensor:
+    if mode == "constant":
+        return index
+    if mode != "reflect":
+        raise ValueError(f"RandomCrop: mode {mode!r} is not one of 'reflect', 'constant'")
+    index = index.abs()  # -1 -> 1: the border pixel itself is not repeated
+    return torch.where(index >= side, 2 * (side - 1) - index, index).clamp(0, side - 1)

@@ -1,0 +1,120 @@
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from torch import Tensor
+
+from imgcls.callbacks.figures import confusion_figure, image_grid, save
+from imgcls.data.base import ImageDataModule, Part
+from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.record import softmax, write_predictions
+
+MISTAKES = 24
+
+
+class Outputs(Callback):
+    """Keeps each image's logits: tables in `predictions/`, confusion matrix and mistakes in `figures/` and W&B.
+
+    Validation images are kept for the epoch whose checkpoint is kept. Every image counts once, whatever the
+    number of processes.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.batches: list[dict[str, Tensor]] = []
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.best = state_dict["best"]
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self.batches = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.batches.append(outputs)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if not trainer.sanity_checking and self._is_best(trainer):
+            self._write(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._write(trainer, "test")
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        checkpoint = trainer.checkpoint_callback
+        if trainer.state.fn != "fit" or not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.monitor:
+            return True
+        value = trainer.callback_metrics.get(checkpoint.monitor)
+        if value is None:
+            return True
+        sign = 1 if checkpoint.mode == "max" else -1
+        better = self.best is None or sign * value.item() > sign * self.best
+        if better:
+            self.best = value.item()
+        return better
+
+    def _write(self, trainer: Trainer, part: Part) -> None:
+        gathered = gather(trainer, self.batches)
+        self.batches = []
+        if gathered is None:
+            return
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        logits, label, index = gathered
+        source, _ = data.parts[part]
+        table = self.run.predictions / f"{part}.csv"
+        write_predictions(table, logits, label, index, source.names, data.class_names)
+        figures = self._figures(data, part, softmax(logits), label, index)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                for name, pixels in figures.items():
+                    logger.log_image(f"{part}/{name}", [pixels])
+
+    def _figures(
+        self, data: ImageDataModule, part: Part, probability: np.ndarray, label: np.ndarray, index: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        names, prediction = data.class_names, probability.argmax(1)
+        figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
+        figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
+        worst = worst_mistakes(probability, label, MISTAKES)
+        if len(worst):
+            images = data.parts[part][0].images(index[worst].tolist(), data.frame(part))
+            titles = [f"{names[prediction[i]]} {probability[i].max():.2f}\nis {names[label[i]]}" for i in worst]
+            figures["mistakes"] = save(image_grid(images, titles), self.run.figures / f"{part}_mistakes.png")
+        return figures
+
+
+def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Logits (N, K), label (N,) and index (N,) of all processes in the order of index; None but on rank 0."""
+    keys = ("logits", "label", "index")
+    mine = [torch.cat([b[k] for b in batches]).cpu().numpy() if batches else None for k in keys]
+    shares: list[Any] = [mine]
+    if trainer.world_size > 1:
+        shares = [None] * trainer.world_size
+        torch.distributed.all_gather_object(shares, mine)
+    if not trainer.is_global_zero:
+        return None
+    logits, label, index = (np.concatenate([s[k] for s in shares if s[k] is not None]) for k in range(3))
+    order = np.argsort(index, kind="stable")
+    return logits[order], label[order], index[order]

@@ -1,0 +1,152 @@
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from imgcls.runs.folder import RunFolder, write_atomic, write_json
+from imgcls.runs.record import add_metrics, add_summary, best_row, environment, read_metrics, row_values
+from imgcls.runs.report import write_report
+
+
+class RunLogger(Logger):
+    """Writes metrics.csv as they happen; always on, beside any other logger."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self.run = run
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "run"
+
+    @property
+    def version(self) -> str:  # noqa: D102
+        return self.run.path.name
+
+    @property
+    def save_dir(self) -> str:  # noqa: D102
+        return str(self.run.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
+        if "epoch" in metrics:  # what is logged within an epoch goes to the other loggers only
+            add_metrics(self.run, metrics, int(metrics["epoch"]), step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        pass  # config.yaml holds them
+
+
+class RunRecord(Callback):
+    """Keeps the run's folder: config and environment at the start, summary and report at the end.
+
+    Args:
+        run: The folder; every process takes over that of rank 0.
+        config: Text of config.yaml, written when a new fit starts.
+        seed: The run's seed.
+        config_folders: Where the run's configs, and modules beside them, were.
+    """
+
+    def __init__(self, run: RunFolder, config: str, seed: int, config_folders: list[str]) -> None:
+        self.run, self.config, self.seed, self.config_folders = run, config, seed, config_folders
+        self.seconds, self.train_seconds, self.images = 0.0, 0.0, 0
+        self._started = self._epoch_started = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder."""
+        self.run.move(trainer.strategy.broadcast(str(self.run.path)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config and environment: model, data and optimiser are built, nothing has been trained."""
+        if not trainer.is_global_zero:
+            return
+        if not self.run.config.exists():
+            write_atomic(self.run.config, self.config)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        sizes = {part: len(index) for part, (_, index) in data.parts.items()}
+        record = {
+            "class": type(data).__name__,
+            "class_names": data.class_names,
+            **data.fingerprint,
+            "images": sizes,
+        }
+        accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        hardware = {
+            "accelerators": accelerators,
+            "processes": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+        }
+        folders = {"config_folders": self.config_folders}
+        write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._epoch_started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: D102
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self.train_seconds += time.perf_counter() - self._epoch_started
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        batches = trainer.num_training_batches
+        sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        self.images += batches * sampler.batch_size * trainer.world_size
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Summarise the epoch whose checkpoint was kept."""
+        self.seconds += time.perf_counter() - self._started
+        if not trainer.is_global_zero:
+            return
+        rows = read_metrics(self.run)
+        summary: dict[str, float | int | None] = {}
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
+            best = best_row(rows, checkpoint.monitor, checkpoint.mode)
+            if best:
+                summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])}
+        last = next((row for row in reversed(rows) if row["split"] == "train"), None)
+        summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
+        speed = self.images / self.train_seconds if self.train_seconds else None
+        summary |= {
+            "fit/epochs": trainer.current_epoch,
+            "fit/seconds": self.seconds,
+            "fit/images_per_second": speed,
+        }
+        add_summary(self.run, summary)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._report(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.state.fn == "validate":
+            self._summarize(trainer, "val/")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._summarize(trainer, "test/")
+
+    def _summarize(self, trainer: Trainer, prefix: str) -> None:
+        if trainer.is_global_zero:
+            metrics = trainer.callback_metrics
+            add_summary(self.run, {k: v.item() for k, v in metrics.items() if k.startswith(prefix)})
+            self._report(trainer)
+
+    def _report(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_report(self.run)
+
+    def state_dict(self) -> dict[str, float]:
+        """Time and images so far, so that a resumed run reports its whole length."""
+        running = time.perf_counter() - self._started if self._started else 0.0
+        return {"seconds": self.seconds + running, "train_seconds": self.train_seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:  # noqa: D102
+        self.seconds, self.train_seconds = state_dict["seconds"], state_dict["train_seconds"]
+        self.images = int(state_dict["images"])

@@ -1,0 +1,305 @@
+"""The verbs that train or run a model: LightningCLI with bases, a run folder, and data and model linked."""
+
+import os
+import pickle
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from imgcls.arguments import expand_arguments
+from imgcls.callbacks.outputs import Outputs
+from imgcls.callbacks.predict import PredictionTable
+from imgcls.callbacks.record import RunLogger, RunRecord
+from imgcls.classifier import Classifier
+from imgcls.compose import config_files
+from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError, near
+from imgcls.explain import explain
+from imgcls.runs.folder import RunFolder, read_json
+from imgcls.trainer import Trainer
+
+RUN_DIR = "IMGCLS_RUN_DIR"
+# of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
+NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count")
+
+
+class ImgclsCLI(LightningCLI):
+    """Parses arguments and configs, builds data module, model and trainer, and runs a verb.
+
+    Args:
+        arguments: The verb and what follows it.
+    """
+
+    run: RunFolder
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        super().__init__(
+            Classifier,
+            ImageDataModule,
+            save_config_callback=None,  # RunRecord saves it: at fit only, once, into the run's folder
+            trainer_class=Trainer,
+            trainer_defaults={
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.WandbLogger",
+                    "init_args": {"project": "imgcls"},
+                },
+                # our samplers shard: none repeated in evaluation, position kept in training
+                "use_distributed_sampler": False,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Each verb with the arguments that are not the user's."""
+        loaders = {
+            "model",
+            "dataloaders",
+            "datamodule",
+            "verbose",
+            "weights_only",
+            "return_predictions",
+            "args",
+            "kwargs",
+        }
+        return {
+            "fit": loaders | {"train_dataloaders", "val_dataloaders"},
+            "validate": loaders,
+            "test": loaders,
+            "predict": loaders,
+            "preview": {"model", "datamodule"},
+        }
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Errors are raised, for the front door to explain."""
+        return super().init_parser(**{"exit_on_error": False, **kwargs})
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys of a run besides data, model and trainer."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="Seed of the run.")
+        parser.add_argument("--base", type=list[str] | str | None, help="In a file: files merged before it.")
+        parser.add_argument(
+            "--experiment", type=str | None, help="Name of the folder of runs. Default: the last config's."
+        )
+        parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint at the end.")
+        parser.add_argument(
+            "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
+        )
+        parser.add_argument("--run", type=str | None, help="validate, test, predict: the folder of a trained run.")
+        parser.add_argument("--resume", type=str | None, help="fit: the folder of an interrupted run.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Checkpoints, and the links by which data and model meet."""
+        every = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        best = {"filename": "best", "monitor": "val/acc", "mode": "max", **every}
+        # with save_last, Lightning would write last.ckpt only when best.ckpt is written too
+        last = {"filename": "last", "save_on_train_epoch_end": True, **every}
+        for key, defaults in {"checkpoint": best, "last_checkpoint": last}.items():
+            parser.add_lightning_class_args(ModelCheckpoint, key)
+            parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        for fact in ("num_classes", "channels", "image_size"):
+            parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse after bases, `--run` and `--resume` were written out."""
+        arguments = expand_arguments(self.arguments)
+        self._refuse_abbreviations(arguments)
+        self.config_folders = _config_folders(config_files(arguments))
+        sys.path += [folder for folder in self.config_folders if folder not in sys.path]
+        try:
+            self.config = parser.parse_args(arguments)
+        except ArgumentError as error:
+            verb = self._subcommand_parsers.get(arguments[0], parser)
+            options = [action.dest for action in verb._actions]
+            raise UserError(explain(str(error), arguments, options)) from error
+        checkpoint = self.config[arguments[0]].get("ckpt_path")
+        if checkpoint:
+            _check_checkpoint(Path(checkpoint))
+
+    def _refuse_abbreviations(self, arguments: list[str]) -> None:
+        """An option that is added later must not change what a script means."""
+        known = [action.dest for action in self._subcommand_parsers[arguments[0]]._actions]
+        for word in arguments:
+            key = word.partition("=")[0].removeprefix("--").rstrip("+")
+            nested = key.startswith(("model.", "data.")) or ".init_args." in key or key.endswith(".help")
+            if word.startswith("--") and not nested and key not in known and any(k.startswith(key) for k in known):
+                raise UserError(f"--{key}: there is no such option{near(key, known)}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the config says it all, and Lightning would let a checkpoint overrule the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what the backbone's weights expect, choose the run's folder, and keep the config's text."""
+        config = self.config[self.subcommand]
+        self._fill_input(config)
+        self.run = self._run_folder(config)
+        self.logger_config, config.trainer.logger = config.trainer.logger, False  # see _loggers
+        self.unresolved = config.clone()
+        if config.get("ckpt_path") or self.subcommand == "preview":
+            init_args = config.model.init_args.backbone.get("init_args", {})
+            if "weights" in init_args:
+                init_args.weights = "none"  # the checkpoint holds them: nothing to download
+        config.checkpoint.dirpath = config.last_checkpoint.dirpath = str(self.run.checkpoints)
+        config.trainer.default_root_dir = str(self.run.path)
+
+    def _fill_input(self, config: Any) -> None:
+        backbone, data = config.model.init_args.backbone, config.data.init_args
+        module, _, name = backbone.class_path.rpartition(".")
+        spec = getattr(import_module(module), name).input_spec(**backbone.get("init_args", Namespace()).as_dict())
+        for option in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
+            if data.get(option) is None and getattr(spec, option) is not None:
+                data[option] = getattr(spec, option)
+
+    def _run_folder(self, config: Any) -> RunFolder:
+        # processes that Lightning starts for DDP run this again; the first one's choice holds
+        given = config.run_dir or os.environ.get(RUN_DIR)
+        if given:
+            run = RunFolder(given)
+        else:
+            run = RunFolder.new(self._experiment(), config.seed_everything)
+        if self.subcommand == "fit" and not config.ckpt_path and run.config.exists() and RUN_DIR not in os.environ:
+            raise UserError(
+                f"--run_dir {run.path}: holds a run already; resume it with --resume {run.path} or name another"
+            )
+        os.environ[RUN_DIR] = str(run.path)
+        return run
+
+    def _resolved(self) -> str:
+        """Text of config.yaml: complete, with what data and weights decided written out."""
+        config = self.unresolved
+        config.trainer.logger = self.logger_config
+        for fact in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
+            if fact in config.data.init_args:
+                config.data.init_args[fact] = getattr(self.datamodule, fact)
+        text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
+        return yaml.safe_dump({k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}, sort_keys=False)
+
+    def _loggers(self, config_text: str) -> list[Logger]:
+        """The configured loggers, made here because W&B shows only a config that it has from the start."""
+        given = self.logger_config
+        if given is None or isinstance(given, bool):
+            return []
+        loggers = []
+        for logger in given if isinstance(given, list) else [given]:
+            module, _, name = logger.class_path.rpartition(".")
+            options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
+            if name == "WandbLogger":
+                options |= self._wandb_options(options, yaml.safe_load(config_text))
+            loggers.append(getattr(import_module(module), name)(**{k: v for k, v in options.items() if v is not None}))
+        return loggers
+
+    def _wandb_options(self, options: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a killed run loses 1 s, not 15
+        name = options["name"] or self.run.path.name
+        chosen = {"save_dir": str(self.run.path), "name": name, "id": options["id"] or self.run.path.name}
+        chosen |= {"group": options["group"] or self._experiment(), "resume": "allow", "config": config}
+        if not options["offline"] and "WANDB_MODE" not in os.environ and (reason := _wandb_unusable()):
+            chosen |= {"offline": True, "mode": "offline"}
+            rank_zero_only(print)(f"W&B: {reason}; the record stays in {self.run.path}/wandb")
+        return chosen
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has: its record, its predictions, its folder."""
+        config = self.config_init[self.subcommand]
+        text = self._resolved()
+        if self.subcommand == "fit":
+            kwargs["logger"] = [RunLogger(self.run), *self._loggers(text)]
+        callbacks = [
+            Outputs(self.run),
+            RunRecord(self.run, text, config["seed_everything"], self.config_folders),
+            PredictionTable(self.run.predictions / "predict.csv"),
+        ]
+        config["trainer"]["callbacks"] = [*(config["trainer"]["callbacks"] or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+
+    def _experiment(self) -> str:
+        """The name given, or that of the last config, with its folders below experiments/."""
+        given, files = self.config[self.subcommand].experiment, config_files(self.arguments)
+        if given or not files:
+            return given or "default"
+        path = files[-1].with_suffix("")
+        below = path.parts[path.parts.index("experiments") + 1 :] if "experiments" in path.parts else [path.name]
+        return "/".join(below)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "preview":
+            return kwargs
+        kwargs["weights_only"] = True  # a checkpoint from elsewhere must not run code
+        extra = {
+            "validate": {"verbose": False},
+            "test": {"verbose": False},
+            "predict": {"return_predictions": False},
+        }
+        return kwargs | extra.get(subcommand, {})
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint if the experiment asks for it, and say where everything is."""
+        if self.config.fit.test_after_fit and not self.trainer.interrupted:
+            self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=str(self.run.best),
+                weights_only=True,
+                verbose=False,
+            )
+        self._print_metrics("")
+
+    def after_validate(self) -> None:
+        """Print the metrics."""
+        self._print_metrics("val/")
+
+    def after_test(self) -> None:
+        """Print the metrics."""
+        self._print_metrics("test/")
+
+    @rank_zero_only
+    def _print_metrics(self, prefix: str) -> None:
+        metrics = {k: v for k, v in read_json(self.run.metrics_json).items() if k.startswith(prefix)}
+        print()
+        for name, value in sorted(metrics.items()):
+            print(f"  {name:<24}{value if isinstance(value, int | None) else format(value, '.4f')}")
+        print(f"\nrun: {self.run.path}\nreport: {self.run.report}")
+
+
+def _check_checkpoint(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"--ckpt_path {path}: there is no such file")
+    try:
+        torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # maps the tensors, reads none
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(f"{path}: is truncated or is no checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def _config_folders(files: Sequence[Path]) -> list[str]:
+    """Where a class named in a config may stand: beside the config, or beside those from which a run was made."""
+    folders: dict[str, None] = {}
+    for file in files:
+        recorded = read_json(file.with_name("environment.json")).get("config_folders", [])
+        folders |= dict.fromkeys([str(file.resolve().parent), *recorded])
+    return list(folders)
+
+
+def _wandb_unusable() -> str | None:
+    """Why runs cannot be sent to W&B now; None if they can."""
+    import wandb
+
+    try:
+        return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
+    except wandb.errors.Error as error:
+        return " ".join(str(error).split())

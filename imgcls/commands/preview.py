@@ -1,0 +1,43 @@
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
+
+VERSIONS = 3
+
+
+def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]]:
+    """Originals, then `VERSIONS` rows of the same images augmented as one training batch each.
+
+    Args:
+        data: The data module; its training part is opened here.
+        count: Images in a row.
+
+    Returns:
+        uint8 images ((1 + VERSIONS) * count, C, H, W) and a title for each: the class, or the shares of a mix.
+    """
+    if count < 1:
+        raise UserError(f"--count: {count} is not a positive number")
+    data.prepare_data()
+    data.setup("fit")
+    source, index = data.parts["train"]
+    chosen = np.random.default_rng(data.seed).choice(index, min(count, len(index)), replace=False)
+    original = source.images(chosen.tolist(), data.frame("val"))
+    loaded = source.images(chosen.tolist(), data.frame("train"))
+    label = torch.from_numpy(source.label[chosen])
+    rows, titles = [original], [data.class_names[k] for k in label.tolist()]
+    for version in range(VERSIONS):
+        torch.manual_seed(data.seed + version)
+        image, mixed = data.augment(loaded, label) if data.augment else (loaded, label)
+        image = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()
+        rows.append(image)
+        titles += [_title(row, data.class_names) for row in mixed]
+    return torch.cat(rows), titles
+
+
+def _title(label: Tensor, names: list[str]) -> str:
+    if label.ndim == 0:
+        return names[int(label)]
+    return "\n".join(f"{names[k]} {label[k]:.2f}" for k in label.argsort(descending=True)[:2].tolist() if label[k] > 0)

@@ -1,0 +1,52 @@
+import logging
+import os
+import re
+import warnings
+
+from imgcls.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """fit, validate, test, predict and preview, with every mistake of the user's as a UserError."""
+    _quieten()
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from imgcls.cli import ImgclsCLI
+
+    try:
+        ImgclsCLI(arguments)
+    except MisconfigurationException as error:
+        raise _cause(error) or UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        cause = _cause(error)
+        if cause is None:
+            raise
+        raise cause from error
+    return 0
+
+
+def _quieten() -> None:
+    """Drop what libraries say at every start and nobody can act on; real warnings stay."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not re.search("litlogger|litmodels|💡", record.getMessage())
+    )
+    for message in (
+        ".*does not have many workers.*",  # the data module chooses their number
+        ".*number of training batches.*smaller than the logging.*",
+        ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
+        ".*your dataloader is not resumable.*",  # the data module keeps the position
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|jsonargparse).*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+def _cause(error: BaseException | None) -> UserError | None:
+    """The UserError from which a library's error came, however deep."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,315 @@
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from imgcls.augment.base import Augmentation
+from imgcls.data.decode import Frame, Interpolation
+from imgcls.data.sampling import EvalBatches, TrainBatches, split
+from imgcls.data.sources import JoinedSource, Source
+from imgcls.errors import UserError
+
+Part = Literal["train", "val", "test"]
+Batch = dict[str, Tensor]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Batches of images for training, validation and test, augmented and normalised on the device.
+
+    A new kind of source is one class in one file: `num_classes`, `class_names` and `open`. Batches are
+    `{"image": (B, C, H, W), "label": (B,) int64 or (B, K) float32, "index": (B,) int64}`. Loaders yield uint8
+    images; `on_after_batch_transfer` turns them into normalised float ones, training batches after augmentation.
+
+    The test part cannot be reached from `fit`: no method that `fit` calls opens it. Where a source has no
+    validation or no test part of its own, one is carved from its training part, stratified by class.
+
+    Args:
+        root: Folder of the data.
+        batch_size: Images of one batch of one process.
+        image_size: Side of the square images that the model gets, in pixels. Default: what the backbone's
+            weights were trained on, else the source's own size, else 224.
+        channels: 1 or 3. Default: what the backbone's weights expect, else the source's own number.
+        mean: Mean of each channel for normalisation, in 0..1. Default: the weights' own, else the source's.
+        std: Standard deviation of each channel, likewise.
+        interpolation: How images are resized. Default: as the weights were trained, else bilinear.
+        crop_fraction: Share of the resized image's shorter side that the central crop keeps. Default: as the
+            weights were trained, else 1.
+        augment: Applied to training batches on the device.
+        val_fraction: Share of the training part to validate on, where the source has no validation part.
+        test_fraction: Share of the training part to test on, where the source has no test part.
+        split_seed: Seed of the carved parts. It is not the run's seed: runs with several seeds share a split.
+        folds: Cross-validation: number of folds of the training (and official validation) part.
+        fold: Which fold is the validation part, from 0.
+        train_fraction: Stratified share of the training part to train on; smaller shares lie in larger ones.
+        sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
+        num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
+        verify_split: Refuse to test a checkpoint on a split other than its own.
+        seed: Set by the run's seed.
+    """
+
+    native_size: int | None = None
+    native_channels: int = 3
+    native_mean: Sequence[float] = (0.5,)
+    native_std: Sequence[float] = (0.25,)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 64,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: Interpolation | None = None,
+        crop_fraction: float | None = None,
+        augment: Augmentation | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        folds: int | None = None,
+        fold: int = 0,
+        train_fraction: float = 1.0,
+        sampling: Literal["shuffle", "balanced"] = "shuffle",
+        num_workers: int | None = None,
+        verify_split: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for option, value in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
+            _check(0 <= value < 1, option, value, "a share from 0 to below 1")
+        _check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
+        _check(batch_size > 0, "batch_size", batch_size, "a positive number")
+        _check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
+        _check(folds is None or folds > 1, "folds", folds, "at least 2")
+        _check(
+            0 <= fold < (folds or 1),
+            "fold",
+            fold,
+            f"a number from 0 to {(folds or 1) - 1} (see --data.folds)",
+        )
+        self.root = Path(root).expanduser() if root else None
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.image_size = image_size or self.native_size or 224
+        self.channels = channels or self.native_channels
+        self.mean = _per_channel("mean", mean or self.native_mean, self.channels)
+        self.std = _per_channel("std", std or self.native_std, self.channels)
+        self.interpolation: Interpolation = interpolation or "bilinear"
+        self.crop_fraction = crop_fraction or 1.0
+        self.augment = augment
+        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.folds, self.fold, self.train_fraction = folds, fold, train_fraction
+        self.sampling, self.seed, self.verify_split = sampling, seed, verify_split
+        self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
+        self._resume_at = (0, 0)
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes K; asked before any data is downloaded."""
+
+    @property
+    @abstractmethod
+    def class_names(self) -> list[str]:
+        """Name of each class in the order of the labels; asked after `open`."""
+
+    @abstractmethod
+    def open(self, part: Part) -> Source | None:
+        """The official part of that name, or None where the source has none.
+
+        Raises:
+            UserError: The data is not there or not as expected; the text names the file.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Open what `stage` needs: only the stages test and predict reach a test part."""
+        if "train" not in self.parts:
+            self._setup_training_parts()
+        if stage in ("test", "predict") and "test" not in self.parts:
+            test = self._require(self.open("test"), "test")
+            self.parts["test"] = (test, np.arange(len(test)))
+        if self.augment is not None:
+            self.augment.configure(self.image_size, self.num_classes)
+
+    def _setup_training_parts(self) -> None:
+        pool = self._require(self.open("train"), "training")
+        official_val = self.open("val")
+        if self.folds and official_val is not None:
+            pool, official_val = JoinedSource(pool, official_val), None
+        chosen = split(
+            pool.label,
+            val_fraction=0 if official_val is not None else self.val_fraction,
+            test_fraction=0 if self.has_official("test") else self.test_fraction,
+            train_fraction=self.train_fraction,
+            seed=self.split_seed,
+            folds=self.folds,
+            fold=self.fold,
+        )
+        self.parts["train"] = (pool, chosen.train)
+        self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
+        self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
+        if not self.has_official("test"):
+            self.parts["test"] = (pool, chosen.test)
+
+    def has_official(self, part: Part) -> bool:
+        """Whether the source brings that part itself. Answered without reading images."""
+        return True
+
+    def _require(self, source: Source | None, part: str) -> Source:
+        if source is None or len(source) == 0:
+            raise UserError(f"data: {self.root or type(self).__name__} has no {part} images")
+        return source
+
+    def frame(self, part: Part) -> Frame:
+        """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
+        margin = getattr(self.augment, "margin", 1.0) if part == "train" else 1.0
+        crop = round(self.image_size * margin)
+        return Frame(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
+
+    def class_counts(self) -> np.ndarray:
+        """Number of training images of each class, (K,) int64."""
+        source, index = self.parts["train"]
+        return np.bincount(source.label[index], minlength=self.num_classes)
+
+    def train_dataloader(self) -> DataLoader:
+        """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
+        source, index = self.parts["train"]
+        probability = None
+        if self.sampling == "balanced":
+            probability = 1.0 / self.class_counts()[source.label[index]]
+            probability /= probability.sum()
+        batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability=probability)
+        batches.resume_at = self._resume_at
+        return self._loader("train", batches)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Each validation image once over all processes."""
+        return self._eval_loader("val") if len(self.parts["val"][1]) else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Each test image once over all processes."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test images."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, part: Part) -> DataLoader:
+        return self._loader(part, EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank()))
+
+    def _loader(self, part: Part, batches: TrainBatches | EvalBatches) -> DataLoader:
+        source, index = self.parts[part]
+        workers = self.num_workers
+        if workers is None:
+            workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+        return DataLoader(
+            BatchDataset(source, index, self.frame(part)),
+            sampler=batches,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def on_before_batch_transfer(self, batch: Batch | UserError, dataloader_idx: int) -> Batch:
+        """Raise here what a worker met, so that the user sees one line and not a worker's traceback."""
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
+    @torch.no_grad()
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """uint8 images (B, C, H, W) to normalised float ones of the model's dtype, augmented while training."""
+        trainer = self.trainer
+        assert trainer is not None
+        image, label = batch["image"], batch["label"]
+        if trainer.training and image.dtype == torch.uint8:
+            # One seed a step: every rank draws its own numbers (after seed_everything all would draw the
+            # same), and a resumed run draws what the uninterrupted one would have, dropout included.
+            step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            key = (self.seed, trainer.current_epoch, step, trainer.global_rank)
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+            if self.augment is not None:
+                image, label = self.augment(image, label)
+        dtype = trainer.lightning_module.dtype
+        return {**batch, "image": self.normalize(image).to(dtype), "label": label}  # type: ignore[arg-type]
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0 and deviation 1 per channel."""
+        scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
+        mean, std = (torch.tensor(v, device=image.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (image * (scale / std)).sub_(mean / std)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Class names, fingerprints and the position in the training order, for the checkpoint."""
+        done = (0, 0)
+        if self.trainer:
+            progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            done = (self.trainer.current_epoch, progress.processed)  # type: ignore[attr-defined]
+        return {"class_names": self.class_names, "fingerprint": self.fingerprint, "position": list(done)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the position up again.
+
+        Raises:
+            UserError: The classes or the split are not those of the checkpoint.
+        """
+        if state["class_names"] != self.class_names:
+            raise UserError(
+                f"data: the checkpoint knows the classes {_short(state['class_names'])}, "
+                f"this data set has {_short(self.class_names)}"
+            )
+        if self.verify_split and state["fingerprint"] != self.fingerprint:
+            changed = [k for k, v in state["fingerprint"].items() if v != self.fingerprint.get(k)]
+            raise UserError(
+                f"data: {' and '.join(changed)} differ from those that the checkpoint was trained on, so test images "
+                "may have been trained on; use the run's own data and --data.split_seed, --data.val_fraction, "
+                "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
+            )
+        self._resume_at = tuple(state["position"])
+
+
+class BatchDataset(Dataset):
+    """Whole batches of a part: a list of positions in, a batch with uint8 images out."""
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame) -> None:
+        self.source, self.index, self.frame = source, index, frame
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, positions: list[int]) -> Batch | UserError:
+        index = self.index[positions]
+        try:
+            image = self.source.images(index.tolist(), self.frame)
+        except UserError as error:  # raised in the main process, see on_before_batch_transfer
+            return error
+        return {
+            "image": image,
+            "label": torch.from_numpy(self.source.label[index]),
+            "index": torch.from_numpy(index),
+        }
+
+
+def _check(good: bool, option: str, value: object, wanted: str) -> None:
+    if not good:
+        raise UserError(f"--data.{option}: {value} is not {wanted}")
+
+
+def _per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
+    if len(values) not in (1, channels):
+        raise UserError(f"--data.{option}: {len(values)} values for {channels} channels; give 1 or {channels}")
+    return list(values) * (channels // len(values))
+
+
+def _short(names: list[str]) -> str:
+    return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} ({len(names)})"

@@ -1,0 +1,153 @@
+"""Which image comes when: stratified splits, the order of an epoch, the share of a process."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from imgcls.errors import UserError
+
+
+def stratified_order(label: np.ndarray, seed: int) -> np.ndarray:
+    """A random permutation (N,) of which every stretch holds the classes in proportion, within one image.
+
+    The image with random rank r among the n of its class gets the key (r + 1/2) / n; sorting by key spreads
+    each class evenly. A prefix of the order is a stratified subset, and shorter prefixes are nested in longer.
+    """
+    rng = np.random.default_rng(seed)
+    key = np.empty(len(label))
+    for value in np.unique(label):
+        members = np.flatnonzero(label == value)
+        key[rng.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.lexsort((label, key))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Positions of the training, validation and test images among those of the training source."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of each part's positions; the order of the training part does not matter."""
+        parts = {"val": self.val, "test": self.test}
+        return {k: hashlib.blake2b(np.sort(v).tobytes(), digest_size=8).hexdigest() for k, v in parts.items()}
+
+
+def split(
+    label: np.ndarray,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    train_fraction: float = 1.0,
+    seed: int = 0,
+    folds: int | None = None,
+    fold: int = 0,
+) -> Split:
+    """Carve stratified parts from labels (N,): test first, then validation, then a part of the rest.
+
+    Args:
+        label: Class of each image, (N,) int64.
+        val_fraction: Share of all N images to validate on; ignored when `folds` is given.
+        test_fraction: Share of all N images to test on.
+        train_fraction: Share of the remaining images to train on; smaller shares are nested in larger ones.
+        seed: Seed of the split alone.
+        folds: Number of folds for cross-validation; validation is then fold number `fold`.
+        fold: From 0 to `folds` - 1.
+
+    Raises:
+        UserError: A part that was asked for would be empty.
+    """
+    order = stratified_order(label, seed)
+    num_test = round(len(order) * test_fraction)
+    test, rest = order[:num_test], order[num_test:]
+    if folds is None:
+        start, stop = 0, round(len(order) * val_fraction)
+    else:
+        start, stop = (round(len(rest) * (fold + k) / folds) for k in (0, 1))
+    val, train = rest[start:stop], np.concatenate([rest[:start], rest[stop:]])
+    train = train[: round(len(train) * train_fraction)]
+    wanted = {
+        "training": (train, 1.0),
+        "validation": (val, 1.0 if folds else val_fraction),
+        "test": (test, test_fraction),
+    }
+    for name, (part, share) in wanted.items():
+        if share > 0 and len(part) == 0:
+            raise UserError(
+                f"data: {len(label)} images are too few for a {name} part; give more images or change "
+                "--data.val_fraction, --data.test_fraction, --data.train_fraction or --data.folds"
+            )
+    return Split(train, val, test)
+
+
+class TrainBatches(Sampler[list[int]]):
+    """Full batches of positions for one process; the order is a pure function of (seed, epoch).
+
+    Batches are of one size, so that shapes stay fixed for torch.compile and BatchNorm never sees a single
+    image: the tail of each epoch's order is left out, and it differs from epoch to epoch. A set smaller than
+    one batch of all processes together makes one smaller batch.
+
+    Args:
+        size: Number of images N.
+        batch_size: Images of one batch of one process.
+        seed: The run's seed.
+        rank: This process among `world_size`.
+        world_size: Number of processes; they share each epoch's order without overlap.
+        probability: Chance (N,) of each image per draw, with replacement; None shuffles all images.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        probability: np.ndarray | None = None,
+    ) -> None:
+        self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
+        self.batch_size = min(batch_size, size // world_size)
+        if self.batch_size == 0:
+            raise UserError(f"data: {size} training images cannot be shared by {world_size} processes")
+        self.probability = probability
+        self.epoch = 0
+        self.resume_at = (0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.probability is None:
+            order = rng.permutation(self.size)
+        else:
+            order = rng.choice(self.size, self.size, p=self.probability)
+        epoch, done = self.resume_at
+        start = done if epoch == self.epoch else 0
+        mine = order[self.rank :: self.world_size]
+        for batch in range(start, len(self)):
+            yield mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+
+class EvalBatches(Sampler[list[int]]):
+    """Every position exactly once over all processes: a strided share each, none repeated to fill up."""
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.positions = list(range(rank, size, world_size))
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.positions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, len(self.positions), self.batch_size):
+            yield self.positions[start : start + self.batch_size]

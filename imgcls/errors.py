@@ -1,0 +1,16 @@
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """A mistake that the user can mend.
+
+    The front door prints the text on one line of stderr, without a traceback, and exits with 2. The text
+    names the file, key or option, the value found, and the way out.
+    """
+
+
+def near(name: str, known: Iterable[str], count: int = 3) -> str:
+    """`" (did you mean 'resnet18'?)"` for a mistyped `name`, or an empty string if nothing is close."""
+    matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
+    return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""

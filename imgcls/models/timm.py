@@ -1,0 +1,126 @@
+import logging
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from imgcls.errors import UserError, near
+from imgcls.models.base import Backbone, InputSpec, Stage, count_features
+from imgcls.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """Any of timm's networks, by name, without its head.
+
+    Args:
+        channels: Channels of an image; timm adapts the first convolution.
+        image_size: Side of an image in pixels; networks of fixed size are built for it.
+        name: As in `python -m imgcls backbones`, with or without the tag of the weights after a dot.
+        weights: `default` downloads timm's own, `none` starts from scratch, else a local file.
+        options: Further arguments of `timm.create_model`, such as drop_path_rate.
+
+    Raises:
+        UserError: timm is not installed; unknown name; weights that cannot be had or do not fit; an image
+            size that does not go.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        name: str = "tf_efficientnet_lite0",
+        weights: str = "default",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        config = _config(name, weights)
+        arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, **(options or {})}
+        if config.fixed_input_size:
+            arguments["img_size"] = image_size
+        self.network = _create(name, weights == "default", arguments)
+        if weights not in ("default", "none"):
+            log.info(load_weights(self.network, weights))
+        self.num_features = count_features(self, name, channels, image_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Features (B, F) of images (B, C, H, W)."""
+        return self.network(image)
+
+    def stages(self) -> list[Stage]:
+        """Timm's own groups of layers, from input to output."""
+        from timm.models import group_parameters
+
+        matcher = getattr(self.network, "group_matcher", None)
+        if matcher is None:
+            return super().stages()
+        layers = group_parameters(self.network, matcher(coarse=False), reverse=True)
+        members: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            members.setdefault(layer, []).append(f"network.{name}")
+        return [Stage(f"layer {number}", tuple(members[layer])) for number, layer in enumerate(sorted(members))]
+
+    def no_weight_decay(self) -> set[str]:
+        """What timm's model excludes: position embeddings and the like."""
+        names = getattr(self.network, "no_weight_decay", set)
+        return {f"network.{name}" for name in names()}
+
+    @classmethod
+    def input_spec(cls, name: str = "tf_efficientnet_lite0", weights: str = "default", **options: Any) -> InputSpec:
+        """From timm's pre-trained configuration; a local file is taken to be like the default weights."""
+        config = _config(name, weights)
+        if weights == "none":
+            return InputSpec(image_size=config.input_size[1]) if config.fixed_input_size else InputSpec()
+        interpolation: Literal["bilinear", "bicubic"] = "bicubic" if config.interpolation == "bicubic" else "bilinear"
+        return InputSpec(
+            config.input_size[1],
+            3,
+            list(config.mean),
+            list(config.std),
+            interpolation,
+            config.crop_pct,  # type: ignore[arg-type]
+        )
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("timm's networks need the package timm: pip install 'imgcls[timm]'") from error
+    return timm
+
+
+def _config(name: str, weights: str) -> Any:
+    """Timm's metadata of a network: input size, normalisation, where its weights are."""
+    timm = _timm()
+    known = timm.list_models()
+    base = name.split(".")[0]
+    if base not in known:
+        raise UserError(
+            f"--model.backbone.name: timm has no network {name!r}{near(base, known)}; "
+            "`python -m imgcls backbones PATTERN` lists them"
+        )
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if config is None:
+        tags = timm.list_pretrained(f"{base}.*")
+        raise UserError(f"--model.backbone.name: timm has no weights {name!r}; it has {', '.join(tags) or 'none'}")
+    if weights == "default" and not config.has_weights:
+        raise UserError(
+            f"--model.backbone.weights: timm has no pre-trained weights of {name}; "
+            "give a file or --model.backbone.weights=none"
+        )
+    return config
+
+
+def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return _timm().create_model(name, pretrained=pretrained, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"{name}: cannot be built with {arguments} ({' '.join(str(error).split())})") from error
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise UserError(
+            f"the weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}); give a local file "
+            "with --model.backbone.weights=FILE, or train from scratch with --model.backbone.weights=none"
+        ) from error

@@ -1,0 +1,132 @@
+"""Pre-trained weights from a local file, without running what is in it, and saying what matched."""
+
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "network.", "net.", "encoder.")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "state_dict_ema", "model_ema")
+
+
+def load_weights(module: nn.Module, path: str | Path, min_share: float = 0.9) -> str:
+    """Copy the tensors of a file that match the module's by name and shape; the head's need not be there.
+
+    Prefixes that wrappers leave (`module.`, `model.`, `_orig_mod.`, `backbone.` …) are taken off as far as it
+    makes more names match. A first convolution for another number of channels is adapted.
+
+    Args:
+        module: A backbone without its head.
+        path: .pth, .pt, .bin or .ckpt (loaded with weights_only=True), or .safetensors.
+        min_share: Share of the module's values that must be matched.
+
+    Returns:
+        One line that says how many tensors and which share of the values matched.
+
+    Raises:
+        UserError: The file is missing, cannot be read without running code, or matches too little.
+    """
+    path = Path(path)
+    own = module.state_dict()
+    found = _unprefixed(_read(path), own)
+    _adapt_first_convolution(module, found)
+    matched = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
+    total = sum(v.numel() for v in own.values())
+    share = sum(v.numel() for v in matched.values()) / max(total, 1)
+    if share < min_share:
+        missing = [k for k in own if k not in found]
+        shapes = [
+            f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} here"
+            for k in own
+            if k in found and own[k].shape != found[k].shape
+        ]
+        details = [f"missing: {', '.join(missing[:5])}"] if missing else []
+        details += [f"other shapes: {'; '.join(shapes[:3])}"] if shapes else []
+        raise UserError(
+            f"{path}: matches {share:.0%} of the backbone's values, and {min_share:.0%} are needed; "
+            f"{'; '.join(details)}; the file begins with {', '.join(list(found)[:3])}"
+        )
+    module.load_state_dict(matched, strict=False)
+    report = f"{path}: {len(matched)} of {len(own)} tensors matched, {share:.1%} of the values"
+    log.info(report)
+    return report
+
+
+def adapt_channels(weight: Tensor, channels: int) -> Tensor:
+    """Kernel (O, I, H, W) of a first convolution for another number of channels.
+
+    For one channel the kernels are summed: a gray image then gives what its three equal channels gave. Other
+    numbers repeat the kernels in turn, scaled to keep the size of the response.
+    """
+    before = weight.shape[1]
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight[:, [c % before for c in range(channels)]] * (before / channels)
+
+
+def first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Name and module of the first convolution, or None."""
+    return next(((n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)), None)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"--model.backbone.weights {path}: there is no such file (nor is it 'default' or 'none')")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused, because loading it would run code from the file; "
+            "save a plain state dict (torch.save(model.state_dict(), …)) or use .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as weights, the file may be truncated ({reason})") from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise UserError(f"{path}: holds no weights by name; a state dict is expected")
+    return tensors
+
+
+def _unprefixed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take a prefix off, again and again, while that makes more names match."""
+
+    def matches(candidate: dict[str, Tensor]) -> int:
+        return len(candidate.keys() & own.keys())
+
+    best = tensors
+    frontier = [tensors]
+    for _ in range(3):  # as deep as wrappers are stacked: compiled, parallel, within a Lightning module
+        frontier = [
+            {(k.removeprefix(prefix)): v for k, v in candidate.items() if k.startswith(prefix)}
+            for candidate in frontier
+            for prefix in PREFIXES
+            if any(k.startswith(prefix) for k in candidate)
+        ]
+        best = max([best, *frontier], key=matches)
+    return best
+
+
+def _adapt_first_convolution(module: nn.Module, found: dict[str, Tensor]) -> None:
+    first = first_convolution(module)
+    if first is None:
+        return
+    key = f"{first[0]}.weight"
+    wanted, given = first[1].weight, found.get(key)
+    if given is not None and given.ndim == 4 and given.shape[1] != wanted.shape[1] and given.shape[1] == 3:
+        log.info(f"{key}: adapted from {given.shape[1]} to {wanted.shape[1]} channels")
+        found[key] = adapt_channels(given, wanted.shape[1])

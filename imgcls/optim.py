@@ -1,0 +1,123 @@
+"""Parameter groups and learning-rate schedules by step."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import OneCycleLR as TorchOneCycleLR
+
+from imgcls.errors import UserError
+
+OptimizerFactory = Callable[[Iterable], Optimizer]
+ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+"""(optimizer, total_steps) to a scheduler that is stepped once per optimiser step."""
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    scale: dict[str, float],
+    lr: float,
+    weight_decay: float,
+    no_decay: set[str] = frozenset(),  # type: ignore[assignment]
+) -> list[dict[str, Any]]:
+    """One group for each pair of learning rate and weight decay; frozen parameters are in none.
+
+    Norm scales and biases (all parameters of at most one dimension) take no weight decay.
+
+    Args:
+        parameters: (name, parameter) of the whole model.
+        scale: Factor of the learning rate by name; 1 where a name is missing.
+        lr: Learning rate at factor 1.
+        weight_decay: Of all parameters that decay.
+        no_decay: Names of further parameters without weight decay.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            decay = 0.0 if parameter.ndim <= 1 or name in no_decay else weight_decay
+            key = (lr * scale.get(name, 1.0), decay)
+            group = groups.setdefault(key, {"params": [], "lr": key[0], "weight_decay": decay})
+            group["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> Optimizer:
+    """The optimiser over `groups`.
+
+    Raises:
+        UserError: A learning rate or weight decay was given to the optimiser, where the groups' own would
+            silently win.
+    """
+    optimizer = factory(groups)
+    defaults = inspect.signature(type(optimizer).__init__).parameters
+    for option in ("lr", "weight_decay"):
+        given = optimizer.defaults.get(option)
+        if option in defaults and given != defaults[option].default:
+            raise UserError(
+                f"--model.optimizer.{option}={given}: give --model.{option} instead; it sets every parameter group, "
+                "scaled by the fine-tuning variant"
+            )
+    return optimizer
+
+
+class WarmupCosine(LambdaLR):
+    """Linear warm-up, then a half cosine (Loshchilov and Hutter, SGDR, ICLR 2017, eq. 5, one cycle).
+
+    Args:
+        optimizer: Each group's own learning rate is its peak.
+        total_steps: Optimiser steps of the whole run.
+        warmup: Share of the steps with a rising learning rate.
+        final: Learning rate after the last step, as a share of the peak.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup: float = 0.05, final: float = 0.0) -> None:
+        warmup_steps = round(total_steps * warmup)
+
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / (warmup_steps + 1)
+            done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+            return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+
+        super().__init__(optimizer, factor)
+
+
+class OneCycle(TorchOneCycleLR):
+    """PyTorch's OneCycleLR (Smith and Topin, Super-convergence, 2018) with the run's own number of steps.
+
+    Args:
+        optimizer: Each group's own learning rate is its peak.
+        total_steps: Optimiser steps of the whole run.
+        pct_start: Share of the steps with a rising learning rate.
+        div_factor: Peak over initial learning rate.
+        final_div_factor: Initial over final learning rate.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        pct_start: float = 0.3,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        peak = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(
+            optimizer,
+            peak,
+            total_steps=total_steps,
+            pct_start=pct_start,
+            div_factor=div_factor,
+            final_div_factor=final_div_factor,
+        )
+
+
+class Constant(LambdaLR):
+    """The learning rate stays as it is."""
+
+    def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
+        super().__init__(optimizer, lambda step: 1.0)

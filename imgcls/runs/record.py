@@ -1,0 +1,170 @@
+"""What a run writes about itself: metrics, predictions, environment."""
+
+import csv
+import io
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imgcls.runs.folder import RunFolder, read_json, write_atomic, write_json
+
+PACKAGES = "imgcls torch torchvision lightning torchmetrics kornia timm jsonargparse wandb numpy pillow".split()
+LEADING = ["epoch", "step", "split", "loss", "acc"]
+
+Row = dict[str, str]
+
+
+def read_metrics(run: RunFolder) -> list[Row]:
+    """Rows of metrics.csv: one per epoch and split, with `epoch`, `step`, `split` and the metrics' names."""
+    if not run.metrics_csv.is_file():
+        return []
+    with open(run.metrics_csv, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: int) -> None:
+    """Add one row per split to metrics.csv for metrics named `split/name`; a repeated epoch replaces its row."""
+    rows = read_metrics(run)
+    splits: dict[str, Row] = {}
+    for key, value in metrics.items():
+        split, slash, name = key.partition("/")
+        if slash:
+            row = splits.setdefault(split, {"epoch": str(epoch), "step": str(step), "split": split})
+            row[name] = repr(float(value))
+    # the epochs after a resumed checkpoint are run again
+    rows = [r for r in rows if r["split"] not in splits or int(r["epoch"]) < epoch] + list(splits.values())
+    names = dict.fromkeys(LEADING)
+    for row in rows:
+        names |= dict.fromkeys(row)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(run.metrics_csv, text.getvalue())
+
+
+def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
+    """The row of the epoch whose checkpoint was kept: the first with the best value of `split/name`."""
+    split, _, name = monitor.partition("/")
+    candidates = [r for r in rows if r["split"] == split and r.get(name) and not math.isnan(float(r[name]))]
+    sign = -1 if mode == "max" else 1
+    return min(candidates, key=lambda r: sign * float(r[name]), default=None)
+
+
+def add_summary(run: RunFolder, values: Mapping[str, float | int | None]) -> None:
+    """Merge values into metrics.json; one that is not finite becomes null, as JSON has no word for it."""
+    clean = {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}
+    write_json(run.metrics_json, read_json(run.metrics_json) | clean)
+
+
+def row_values(row: Row) -> dict[str, float]:
+    """Metrics of a row of metrics.csv by their full names, `split/name`."""
+    skip = {"epoch", "step", "split"}
+    return {f"{row['split']}/{k}": float(v) for k, v in row.items() if k not in skip and v != ""}
+
+
+def write_predictions(
+    path: Path,
+    logits: np.ndarray,
+    label: np.ndarray,
+    index: np.ndarray,
+    names: Sequence[str],
+    class_names: Sequence[str],
+) -> None:
+    """Write one row per image, in the order of `index`, and the logits beside it as .npz.
+
+    Args:
+        path: The .csv file.
+        logits: (N, K) float32.
+        label: (N,) int64.
+        index: Number of each image in its part, (N,) int64.
+        names: Path of each image of the part, by number.
+        class_names: Name of each class.
+    """
+    probability = softmax(logits)
+    prediction = probability.argmax(1)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "path", "label", "prediction", "confidence", "label_name", "prediction_name"])
+    for i, y, p, q in zip(
+        index.tolist(), label.tolist(), prediction.tolist(), probability.max(1).tolist(), strict=True
+    ):
+        writer.writerow([i, names[i], y, p, f"{q:.6f}", class_names[y], class_names[p]])
+    write_atomic(path, text.getvalue())
+    np.savez_compressed(path.with_suffix(".npz"), logits=logits, label=label, index=index)
+
+
+def write_unlabelled(
+    path: Path, logits: np.ndarray, index: np.ndarray, names: Sequence[str], class_names: Sequence[str]
+) -> None:
+    """Write `path,prediction,confidence` and one probability column per class, a row per image."""
+    probability = softmax(logits)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "prediction", "confidence", *class_names])
+    for i, row in zip(index.tolist(), probability, strict=True):
+        best = int(row.argmax())
+        writer.writerow([names[i], class_names[best], f"{row[best]:.6f}", *(f"{p:.6f}" for p in row)])
+    write_atomic(path, text.getvalue())
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) float64 of logits (N, K)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]) -> dict[str, Any]:
+    """What is needed to say where figures came from. No environment variables: they hold keys.
+
+    Args:
+        seed: The run's seed.
+        data: Fingerprints, class names and sizes.
+        hardware: What the caller knows of accelerators.
+    """
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git": _git(),
+        "hardware": {"processor": _processor(), "cores": os.cpu_count(), **hardware},
+        "seed": seed,
+        "data": data,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None  # an extra that is not installed
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
+
+
+def _git() -> dict[str, Any] | None:
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None  # installed from an archive, or no git on this machine

@@ -1,0 +1,330 @@
+import csv
+import gzip
+import inspect
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+
+from imgcls.data.decode import Frame
+from imgcls.data.folder import FolderData
+from imgcls.data.sample import SampleData
+from imgcls.data.sources import ArraySource, FileSource, JoinedSource
+from imgcls.data.table import TableData
+from imgcls.data.torchvision import KNOWN, TorchvisionData
+from imgcls.errors import UserError
+
+from .conftest import write_image
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+def ready(data, stage="fit"):
+    data.setup(stage)
+    return data
+
+
+# ---- the bundled sample ----
+
+
+def test_the_sample_is_balanced_and_its_parts_do_not_share_an_image():
+    data = ready(SampleData(), "test")
+    train, test = data.open("train"), data.open("test")
+    assert np.bincount(train.label).tolist() == [600] * 10 and np.bincount(test.label).tolist() == [100] * 10
+    pixels = {image.numpy().tobytes() for image in train.image}
+    assert not pixels & {image.numpy().tobytes() for image in test.image}
+    assert len(data.class_names) == data.num_classes == 10
+
+
+def test_fit_never_opens_the_test_part(monkeypatch):
+    opened = []
+    original = SampleData.open
+    monkeypatch.setattr(SampleData, "open", lambda self, part: opened.append(part) or original(self, part))
+    data = ready(SampleData())
+    list(data.train_dataloader()), list(data.val_dataloader())
+    assert "test" not in opened and "test" not in data.parts
+    with pytest.raises(KeyError):
+        data.test_dataloader()
+
+
+def test_a_batch_keeps_the_contract():
+    batch = next(iter(ready(SampleData(batch_size=16)).train_dataloader()))
+    assert batch["image"].shape == (16, 1, 28, 28) and batch["image"].dtype == torch.uint8
+    assert batch["label"].dtype == batch["index"].dtype == torch.int64
+    source = SampleData().open("train")
+    assert torch.equal(batch["label"], torch.from_numpy(source.label[batch["index"]]))
+    assert torch.equal(batch["image"], source.image[batch["index"]])
+
+
+def test_the_validation_split_ignores_the_seed_of_the_run():
+    one, two = ready(SampleData(seed=1)), ready(SampleData(seed=2))
+    assert one.fingerprint == two.fingerprint
+    assert np.array_equal(one.parts["val"][1], two.parts["val"][1])
+    order = [[b["index"] for b in d.train_dataloader()] for d in (one, two)]
+    assert not torch.equal(torch.cat(order[0]), torch.cat(order[1]))
+
+
+def test_a_checkpoint_of_another_split_is_refused_unless_told_otherwise():
+    state = ready(SampleData(split_seed=1)).state_dict()
+    with pytest.raises(UserError, match="val differ from those that the checkpoint was trained on"):
+        ready(SampleData(split_seed=2)).load_state_dict(state)
+    ready(SampleData(split_seed=2, verify_split=False)).load_state_dict(state)
+    ready(SampleData(split_seed=1, train_fraction=0.5)).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"batch_size": 0}, "--data.batch_size: 0"),
+        ({"val_fraction": 1.0}, "--data.val_fraction: 1.0"),
+        ({"train_fraction": 0.0}, "--data.train_fraction"),
+        ({"folds": 3, "fold": 3}, "--data.fold: 3 is not a number from 0 to 2"),
+        ({"mean": [0.1, 0.2]}, "--data.mean: 2 values for 1 channels"),
+    ],
+)
+def test_values_out_of_range_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        SampleData(**options)
+
+
+def test_joined_sources_keep_the_order_that_was_asked_for():
+    first, second = (ArraySource(torch.full((3, 1, 4, 4), v, dtype=torch.uint8), np.arange(3), "x") for v in (1, 2))
+    joined = JoinedSource(first, second)
+    assert joined.images([4, 0, 5, 1], Frame(1, 4, 4))[:, 0, 0, 0].tolist() == [2, 1, 2, 1]
+    assert len(joined.names) == len(joined) == 6
+
+
+# ---- folders ----
+
+
+def test_a_plain_folder_is_split_three_ways(photos):
+    data = ready(
+        FolderData(root=str(photos), image_size=16, val_fraction=0.2, test_fraction=0.2, num_workers=0), "test"
+    )
+    assert data.class_names == ["blue bird", "grüner Frosch", "red fox"]
+    counts = {part: np.bincount(source.label[index]).tolist() for part, (source, index) in data.parts.items()}
+    assert counts == {"train": [12] * 3, "val": [4] * 3, "test": [4] * 3}
+    batch = next(iter(data.test_dataloader()))
+    assert batch["image"].shape == (12, 3, 16, 16)
+
+
+def test_part_folders_are_taken_as_they_are(tmp_path):
+    for part, count in {"train": 6, "valid": 2, "test": 3}.items():
+        for label, name in enumerate("ab"):
+            for k in range(count):
+                write_image(tmp_path / part / name / f"{k}.jpg", label, seed=k)
+    (tmp_path / "train" / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("x")
+    data = ready(FolderData(root=str(tmp_path), image_size=8), "test")
+    assert {p: len(i) for p, (_, i) in data.parts.items()} == {"train": 12, "val": 4, "test": 6}
+    assert set(data.parts["test"][0].names) == {f"test/{c}/{k}.jpg" for c in "ab" for k in range(3)}
+
+
+def test_folds_pool_the_official_validation_part(tmp_path):
+    for part, count in {"train": 6, "val": 4}.items():
+        for label, name in enumerate("ab"):
+            for k in range(count):
+                write_image(tmp_path / part / name / f"{k}.png", label, seed=k)
+    met = []
+    for fold in range(5):
+        data = ready(FolderData(root=str(tmp_path), test_fraction=0, folds=5, fold=fold))
+        source, index = data.parts["val"]
+        met += [source.names[i] for i in index]
+    assert len(met) == len(set(met)) == 20
+
+
+def test_an_unknown_class_in_a_later_part_is_named(tmp_path):
+    for name in ("train/cat", "train/dog", "val/doge"):
+        write_image(tmp_path / name / "1.png", 0)
+    with pytest.raises(UserError, match="doge: is not a class of the training images .did you mean 'dog'"):
+        ready(FolderData(root=str(tmp_path)))
+
+
+def test_folders_without_classes_or_images_are_named(tmp_path):
+    with pytest.raises(UserError, match="has no sub-folders; expected one per class"):
+        FolderData(root=str(tmp_path))
+    with pytest.raises(UserError, match="there is no such folder"):
+        FolderData(root=str(tmp_path / "nothing"))
+    write_image(tmp_path / "a" / "1.png", 0)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="b: holds no images"):
+        ready(FolderData(root=str(tmp_path)))
+
+
+def test_the_fingerprint_moves_with_the_data_and_not_with_its_place(photos, tmp_path):
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(photos, copy)
+    there, here = ready(FolderData(root=str(photos))), ready(FolderData(root=str(copy)))
+    assert there.fingerprint == here.fingerprint
+    (copy / "red fox" / "00.png").unlink()
+    assert ready(FolderData(root=str(copy))).fingerprint != there.fingerprint
+
+
+# ---- tables ----
+
+
+def write_table(path: Path, rows: list[dict]) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path):
+    for k in range(12):
+        write_image(tmp_path / "images" / f"{k}.png", k % 3)
+    return [
+        {"path": f"images/{k}.png", "label": str(k % 3 + 9), "split": "train" if k < 9 else "dev"} for k in range(12)
+    ]
+
+
+def test_a_table_gives_labels_and_parts(tmp_path, rows):
+    data = ready(TableData(table=str(write_table(tmp_path / "t.csv", rows)), test_fraction=0, image_size=8))
+    assert data.class_names == ["9", "10", "11"]  # as numbers, not as text
+    assert {p: len(i) for p, (_, i) in data.parts.items() if p != "test"} == {"train": 9, "val": 3}
+    source, _ = data.parts["val"]
+    assert list(source.names) == ["images/9.png", "images/10.png", "images/11.png"] and source.label.tolist() == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_parquet_and_csv_agree(tmp_path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(
+        pyarrow.table({k: [int(r[k]) if k == "label" else r[k] for r in rows] for k in rows[0]}), tmp_path / "t.parquet"
+    )
+    write_table(tmp_path / "t.csv", rows)
+    one, two = (ready(TableData(table=str(tmp_path / f), test_fraction=0)) for f in ("t.csv", "t.parquet"))
+    assert one.fingerprint == two.fingerprint and one.class_names == two.class_names
+
+
+@pytest.mark.parametrize(
+    "change, options, message",
+    [
+        ({}, {"label_column": "lable"}, r"has no column 'lable' \(did you mean 'label'\?\)"),
+        ({"label": ""}, {}, r"t.csv:4: has no label"),
+        ({"split": "holdout"}, {}, r"t.csv:4: split 'holdout' is not one of"),
+        ({"path": "images/gone.png"}, {}, r"1 of 9 files are not there: .*t.csv:4 images/gone.png"),
+        ({"path": "../secret.png"}, {}, r"t.csv:4: ../secret.png leaves"),
+        ({"path": "/etc/secret.png"}, {}, r"t.csv:4: /etc/secret.png leaves"),
+    ],
+)
+def test_mistakes_in_a_table_name_the_row(tmp_path, rows, change, options, message):
+    rows[2] |= change
+    with pytest.raises(UserError, match=message):
+        ready(TableData(table=str(write_table(tmp_path / "t.csv", rows)), **options))
+
+
+# ---- torchvision ----
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_known_set_takes_the_arguments_that_we_pass(name):
+    known = KNOWN[name]
+    signature = inspect.signature(getattr(torchvision.datasets, name).__init__)
+    assert "train" in known.parts
+    for arguments in known.parts.values():
+        signature.bind(None, **({"root": "x"} if "root" in signature.parameters else {}), **known.options, **arguments)
+    data = TorchvisionData(name=name)
+    assert data.num_classes == known.classes
+    assert data.channels in (1, 3) and len(data.mean) == data.channels
+
+
+def test_a_set_that_is_not_there_says_how_to_get_it(tmp_path):
+    with pytest.raises(UserError, match="CIFAR10: is not in .*--data.download=true"):
+        ready(TorchvisionData(name="CIFAR10", root=str(tmp_path)))
+    with pytest.raises(UserError, match="'CIFAR1O' .did you mean 'CIFAR10'"):
+        TorchvisionData(name="CIFAR1O")
+
+
+def test_fake_data_has_disjoint_parts_and_right_labels():
+    data = ready(
+        TorchvisionData(name="FakeData", options={"size": 40, "image_size": (3, 12, 12)}, image_size=12), "test"
+    )
+    source, index = data.parts["test"]
+    assert len(index) == 40 and len(data.parts["train"][1]) + len(data.parts["val"][1]) == 40
+    item = torchvision.datasets.FakeData(40, (3, 12, 12), random_offset=1_000_000)[7]
+    assert np.array_equal(source.images([7], data.frame("test"))[0].permute(1, 2, 0), np.asarray(item[0]))
+    assert source.label[7] == item[1]
+
+
+def cifar(root: Path) -> np.ndarray:
+    """A data set in CIFAR-10's file format, ten images a file."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3072), dtype=np.uint8)
+    names = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+    for k, name in enumerate(names):
+        content = {"data": pixels[10 * k : 10 * k + 10], "labels": list(range(10))}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    return pixels
+
+
+def test_arrays_of_torchvision_are_held_in_memory_the_right_way_round(tmp_path, monkeypatch):
+    pixels = cifar(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *_: True)
+    data = ready(TorchvisionData(name="CIFAR10", root=str(tmp_path)), "test")
+    source, _ = data.parts["test"]
+    assert isinstance(source, ArraySource) and source.in_memory
+    assert np.array_equal(source.images([3], data.frame("test"))[0].numpy().ravel(), pixels[53])
+    assert data.class_names == list("abcdefghij")
+
+
+def idx_files(root: Path) -> None:
+    """Fashion-MNIST's files below `root`: the real ones where Debian's package is, else random ones."""
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, count in {"train": 300, "t10k": 100}.items():
+        image, label = f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"
+        if FASHION.is_dir():
+            for name in (image, label):
+                (raw / name).write_bytes(gzip.decompress((FASHION / f"{name}.gz").read_bytes()))
+        else:
+            header = np.array([2051, count, 28, 28], ">i4").tobytes()
+            (raw / image).write_bytes(header + rng.integers(0, 256, count * 784, dtype=np.uint8).tobytes())
+            (raw / label).write_bytes(np.array([2049, count], ">i4").tobytes() + bytes(i % 10 for i in range(count)))
+
+
+def test_fashion_mnist_by_name(tmp_path):
+    idx_files(tmp_path)
+    data = ready(TorchvisionData(name="FashionMNIST", root=str(tmp_path)), "test")
+    official = torchvision.datasets.FashionMNIST(str(tmp_path), train=False)
+    source, index = data.parts["test"]
+    assert len(index) == len(official) and isinstance(source, ArraySource)
+    assert torch.equal(source.image[:, 0], official.data) and data.mean == [0.286]
+    assert data.class_names[9] == "Ankle boot"
+    train, val = data.parts["train"][1], data.parts["val"][1]
+    assert set(train).isdisjoint(val) and len(val) == round(0.1 * (len(train) + len(val)))
+
+
+def test_emnist_letters_count_from_zero(tmp_path):
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "test"):
+        header = np.array([2051, 52, 28, 28], ">i4").tobytes()
+        (raw / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(header + bytes(52 * 784))
+        labels = bytes(i % 26 + 1 for i in range(52))
+        (raw / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(np.array([2049, 52], ">i4").tobytes() + labels)
+    options = {"split": "letters"}
+    data = ready(TorchvisionData(name="EMNIST", root=str(tmp_path), options=options, val_fraction=0.5))
+    assert data.num_classes == 26 and data.class_names[0] == "a"
+    assert sorted(set(data.parts["train"][0].label)) == list(range(26))
+
+
+def test_file_sources_read_what_is_asked(photos):
+    source = FileSource(photos, ["red fox/00.png", "blue bird/01.png"], np.array([0, 1]))
+    images = source.images([1, 0], Frame(3, 8, 8))
+    assert images[0, 2].float().mean() > 180 and images[1, 0].float().mean() > 180
