@@ -1,9 +1,10 @@
 """What the command line says in short, written out for the parser: bases, `--run`, `--resume`."""
 
 import json
+import re
 from collections.abc import Sequence
 
-from imgcls.compose import expand_configs, read_config
+from imgcls.compose import config_files, expand_configs, read_config
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder, read_json
 
@@ -51,6 +52,29 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     if verb == "predict" and any(w.partition("=")[0] == "--data.root" for w in words):
         written[1:2] = _unlabelled(folder)
     return [verb, *written, *expand_configs(words)]
+
+
+def refuse_overruled(arguments: Sequence[str]) -> None:
+    """A learning rate or weight decay of the optimiser itself would be without effect: each group has its own.
+
+    Raises:
+        UserError: One was given; the text names the option or the file.
+    """
+    for word in arguments:
+        found = re.fullmatch(
+            r"--model\.(?:init_args\.)?optimizer\.(?:init_args\.)?(lr|weight_decay)", word.split("=")[0]
+        )
+        if found:
+            raise UserError(f"{word}: give --model.{found[1]} instead; it sets every parameter group, scaled by depth")
+    for path in config_files(arguments):
+        model = read_config(path).get("model") or {}
+        optimizer = model.get("init_args", model).get("optimizer")
+        options = optimizer.get("init_args", optimizer) if isinstance(optimizer, dict) else {}
+        for name in ("lr", "weight_decay"):
+            if name in options:
+                raise UserError(
+                    f"{path}: model.optimizer.{name}: give model.{name} instead; it sets every parameter group"
+                )
 
 
 def _unlabelled(run: RunFolder) -> list[str]:

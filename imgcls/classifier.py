@@ -12,7 +12,7 @@ from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
-from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, build_optimizer, parameter_groups
+from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, parameter_groups
 
 Batch = dict[str, Tensor]
 
@@ -210,7 +210,7 @@ class Classifier(LightningModule):
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
         no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
         groups = parameter_groups(self.named_parameters(), self.lr_scale, self.lr, self.weight_decay, no_decay)
-        optimizer = build_optimizer(self.optimizer, groups)
+        optimizer = self.optimizer(groups)
         schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,5 +1,6 @@
 """The verbs that train or run a model: LightningCLI with bases, a run folder, and data and model linked."""
 
+import logging
 import os
 import pickle
 import sys
@@ -13,10 +14,9 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from imgcls.arguments import expand_arguments
+from imgcls.arguments import expand_arguments, refuse_overruled
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
 from imgcls.callbacks.record import RunLogger, RunRecord
@@ -25,8 +25,11 @@ from imgcls.compose import config_files
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError, near
 from imgcls.explain import explain
+from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
 from imgcls.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 RUN_DIR = "IMGCLS_RUN_DIR"
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
@@ -119,6 +122,7 @@ class ImgclsCLI(LightningCLI):
         """Parse after bases, `--run` and `--resume` were written out."""
         arguments = expand_arguments(self.arguments)
         self._refuse_abbreviations(arguments)
+        refuse_overruled(arguments)
         self.config_folders = _config_folders(config_files(arguments))
         sys.path += [folder for folder in self.config_folders if folder not in sys.path]
         try:
@@ -161,9 +165,11 @@ class ImgclsCLI(LightningCLI):
         backbone, data = config.model.init_args.backbone, config.data.init_args
         module, _, name = backbone.class_path.rpartition(".")
         spec = getattr(import_module(module), name).input_spec(**backbone.get("init_args", Namespace()).as_dict())
-        for option in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
-            if data.get(option) is None and getattr(spec, option) is not None:
-                data[option] = getattr(spec, option)
+        taken = {k: v for k, v in vars(spec).items() if v is not None and data.get(k) is None}
+        for option, value in taken.items():
+            data[option] = value
+        if taken:
+            log.info("images as the weights expect them: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
 
     def _run_folder(self, config: Any) -> RunFolder:
         # processes that Lightning starts for DDP run this again; the first one's choice holds
@@ -186,39 +192,20 @@ class ImgclsCLI(LightningCLI):
         for fact in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
             if fact in config.data.init_args:
                 config.data.init_args[fact] = getattr(self.datamodule, fact)
+        for overruled in ("lr", "weight_decay"):  # defaults of the optimiser; the model's own set each group
+            config.model.init_args.optimizer.init_args.pop(overruled, None)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
         return yaml.safe_dump({k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}, sort_keys=False)
-
-    def _loggers(self, config_text: str) -> list[Logger]:
-        """The configured loggers, made here because W&B shows only a config that it has from the start."""
-        given = self.logger_config
-        if given is None or isinstance(given, bool):
-            return []
-        loggers = []
-        for logger in given if isinstance(given, list) else [given]:
-            module, _, name = logger.class_path.rpartition(".")
-            options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
-            if name == "WandbLogger":
-                options |= self._wandb_options(options, yaml.safe_load(config_text))
-            loggers.append(getattr(import_module(module), name)(**{k: v for k, v in options.items() if v is not None}))
-        return loggers
-
-    def _wandb_options(self, options: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-        os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a killed run loses 1 s, not 15
-        name = options["name"] or self.run.path.name
-        chosen = {"save_dir": str(self.run.path), "name": name, "id": options["id"] or self.run.path.name}
-        chosen |= {"group": options["group"] or self._experiment(), "resume": "allow", "config": config}
-        if not options["offline"] and "WANDB_MODE" not in os.environ and (reason := _wandb_unusable()):
-            chosen |= {"offline": True, "mode": "offline"}
-            rank_zero_only(print)(f"W&B: {reason}; the record stays in {self.run.path}/wandb")
-        return chosen
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its record, its predictions, its folder."""
         config = self.config_init[self.subcommand]
         text = self._resolved()
         if self.subcommand == "fit":
-            kwargs["logger"] = [RunLogger(self.run), *self._loggers(text)]
+            kwargs["logger"] = [
+                RunLogger(self.run),
+                *build_loggers(self.logger_config, self.run, self._experiment(), text),
+            ]
         callbacks = [
             Outputs(self.run),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
@@ -293,13 +280,3 @@ def _config_folders(files: Sequence[Path]) -> list[str]:
         recorded = read_json(file.with_name("environment.json")).get("config_folders", [])
         folders |= dict.fromkeys([str(file.resolve().parent), *recorded])
     return list(folders)
-
-
-def _wandb_unusable() -> str | None:
-    """Why runs cannot be sent to W&B now; None if they can."""
-    import wandb
-
-    try:
-        return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
-    except wandb.errors.Error as error:
-        return " ".join(str(error).split())

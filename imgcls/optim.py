@@ -1,6 +1,5 @@
 """Parameter groups and learning-rate schedules by step."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,8 +8,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.lr_scheduler import OneCycleLR as TorchOneCycleLR
-
-from imgcls.errors import UserError
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
@@ -43,25 +40,6 @@ def parameter_groups(
             group = groups.setdefault(key, {"params": [], "lr": key[0], "weight_decay": decay})
             group["params"].append(parameter)
     return list(groups.values())
-
-
-def build_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> Optimizer:
-    """The optimiser over `groups`.
-
-    Raises:
-        UserError: A learning rate or weight decay was given to the optimiser, where the groups' own would
-            silently win.
-    """
-    optimizer = factory(groups)
-    defaults = inspect.signature(type(optimizer).__init__).parameters
-    for option in ("lr", "weight_decay"):
-        given = optimizer.defaults.get(option)
-        if option in defaults and given != defaults[option].default:
-            raise UserError(
-                f"--model.optimizer.{option}={given}: give --model.{option} instead; it sets every parameter group, "
-                "scaled by the fine-tuning variant"
-            )
-    return optimizer
 
 
 class WarmupCosine(LambdaLR):

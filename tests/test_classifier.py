@@ -14,7 +14,7 @@ from imgcls.finetune.full import Full
 from imgcls.finetune.linear_probe import LinearProbe
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.models.cnn import CNN
-from imgcls.optim import OneCycle, WarmupCosine, build_optimizer, parameter_groups
+from imgcls.optim import OneCycle, WarmupCosine, parameter_groups
 from imgcls.runs.record import softmax
 from imgcls.trainer import Trainer
 
@@ -77,14 +77,6 @@ def test_groups_hold_every_trained_parameter_once_and_spare_norms_and_biases():
             in_head = any(parameter is p for p in model.head.parameters())
             assert group["lr"] == (1.0 if in_head else 0.1)
             assert group["weight_decay"] == (0.0 if parameter.ndim == 1 or in_head else 0.5)
-
-
-@pytest.mark.parametrize("option", ["lr", "weight_decay"])
-def test_a_setting_that_the_groups_would_overrule_is_refused(option):
-    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr": 0.1, "weight_decay": 0.0}]
-    assert build_optimizer(lambda g: torch.optim.SGD(g, momentum=0.9), groups).param_groups[0]["lr"] == 0.1
-    with pytest.raises(UserError, match=f"--model.optimizer.{option}=0.7: give --model.{option} instead"):
-        build_optimizer(lambda g: torch.optim.SGD(g, **{option: 0.7}), groups)
 
 
 def rates(schedule, steps, peaks=(1.0, 0.1)):

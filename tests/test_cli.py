@@ -210,6 +210,10 @@ def test_mistakes_on_the_command_line_get_one_line(imgcls, words, message):
         ("base: gone.yaml", "bad.yaml: base gone.yaml: there is no such file"),
         ("base: bad.yaml", "bad.yaml leads back to bad.yaml"),
         ("base: 3", "bad.yaml: base: is not a list of files"),
+        (
+            "model: {optimizer: {init_args: {weight_decay: 1}}}",
+            "bad.yaml: model.optimizer.weight_decay: give model.weight",
+        ),
         ("model: [", "bad.yaml: is not YAML"),
         ("- 3", "bad.yaml: holds no mapping"),
     ],
@@ -228,6 +232,14 @@ def test_bases_merge_before_their_file_and_the_command_line_last(imgcls):
     config = yaml.safe_load((run / "config.yaml").read_text())
     options = config["model"]["init_args"]
     assert (options["lr"], options["weight_decay"], options["dropout"], config["seed_everything"]) == (0.3, 0.2, 0.5, 1)
+
+
+def test_another_optimiser_takes_the_models_rate_and_decay(imgcls):
+    run = fit(imgcls, "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9", "--model.lr=0.05")
+    config = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["optimizer"]
+    assert config["class_path"] == "torch.optim.SGD" and config["init_args"]["momentum"] == 0.9
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [(g["initial_lr"], g["weight_decay"]) for g in state["param_groups"]] == [(0.05, 0.05), (0.05, 0.0)]
 
 
 def test_checkpoints_that_cannot_be_read_are_named(imgcls):

@@ -8,7 +8,7 @@ from imgcls.errors import UserError
 
 def main(arguments: list[str]) -> int:
     """fit, validate, test, predict and preview, with every mistake of the user's as a UserError."""
-    _quieten()
+    _set_up_messages()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from imgcls.cli import ImgclsCLI
@@ -25,8 +25,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _quieten() -> None:
-    """Drop what libraries say at every start and nobody can act on; real warnings stay."""
+def _set_up_messages() -> None:
+    """Show our own messages; drop what libraries say at every start and nobody can act on."""
+    log = logging.getLogger("imgcls")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.setLevel(logging.INFO)
+        log.propagate = False
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not re.search("litlogger|litmodels|💡", record.getMessage())

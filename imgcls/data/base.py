@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
-from imgcls.data.sources import JoinedSource, Source
+from imgcls.data.sources import Batch, BatchDataset, JoinedSource, Source
 from imgcls.errors import UserError
 
 Part = Literal["train", "val", "test"]
-Batch = dict[str, Tensor]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -276,28 +275,6 @@ class ImageDataModule(LightningDataModule, ABC):
                 "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
             )
         self._resume_at = tuple(state["position"])
-
-
-class BatchDataset(Dataset):
-    """Whole batches of a part: a list of positions in, a batch with uint8 images out."""
-
-    def __init__(self, source: Source, index: np.ndarray, frame: Frame) -> None:
-        self.source, self.index, self.frame = source, index, frame
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, positions: list[int]) -> Batch | UserError:
-        index = self.index[positions]
-        try:
-            image = self.source.images(index.tolist(), self.frame)
-        except UserError as error:  # raised in the main process, see on_before_batch_transfer
-            return error
-        return {
-            "image": image,
-            "label": torch.from_numpy(self.source.label[index]),
-            "index": torch.from_numpy(index),
-        }
 
 
 def _check(good: bool, option: str, value: object, wanted: str) -> None:

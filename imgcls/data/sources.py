@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from imgcls.data.decode import Frame, decode, decode_file, frame_batch
+from imgcls.errors import UserError
+
+Batch = dict[str, Tensor]
 
 
 class Source(ABC):
@@ -70,6 +74,11 @@ class FileSource(Source):
         super().__init__(label, names)
         self.root = root
 
+    def fingerprint(self) -> str:
+        """Hash of labels, names and file sizes; files are not read."""
+        sizes = "\n".join(str((self.root / name).stat().st_size) for name in self.names)
+        return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
+
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return torch.stack([decode_file(self.root / self.names[i], frame) for i in index])
 
@@ -124,3 +133,25 @@ class NumberedNames(Sequence[str]):
         if not -self.length <= index < self.length:
             raise IndexError(index)
         return f"{self.part}/{index % self.length}"
+
+
+class BatchDataset(Dataset):
+    """Whole batches of a part: a list of positions in, a batch with uint8 images out."""
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame) -> None:
+        self.source, self.index, self.frame = source, index, frame
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, positions: list[int]) -> Batch | UserError:
+        index = self.index[positions]
+        try:
+            image = self.source.images(index.tolist(), self.frame)
+        except UserError as error:  # raised in the main process, see on_before_batch_transfer
+            return error
+        return {
+            "image": image,
+            "label": torch.from_numpy(self.source.label[index]),
+            "index": torch.from_numpy(index),
+        }
