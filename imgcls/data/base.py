@@ -22,7 +22,7 @@ Part = Literal["train", "val", "test"]
 class ImageDataModule(LightningDataModule, ABC):
     """Batches of images for training, validation and test, augmented and normalised on the device.
 
-    A new kind of source is one class in one file: `num_classes`, `class_names` and `open`. Batches are
+    A new kind of source is one class in one file: it sets `class_names` and defines `open`. Batches are
     `{"image": (B, C, H, W), "label": (B,) int64 or (B, K) float32, "index": (B,) int64}`. Loaders yield uint8
     images; `on_after_batch_transfer` turns them into normalised float ones, training batches after augmentation.
 
@@ -53,6 +53,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: Set by the run's seed.
     """
 
+    class_names: list[str]  # in the order of the labels
     native_size: int | None = None
     native_channels: int = 3
     native_mean: Sequence[float] = (0.5,)
@@ -109,14 +110,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self._resume_at = (0, 0)
 
     @property
-    @abstractmethod
     def num_classes(self) -> int:
         """Number of classes K; asked before any data is downloaded."""
-
-    @property
-    @abstractmethod
-    def class_names(self) -> list[str]:
-        """Name of each class in the order of the labels; asked after `open`."""
+        return len(self.class_names)
 
     @abstractmethod
     def open(self, part: Part) -> Source | None:

@@ -19,15 +19,7 @@ class FilesData(ImageDataModule):
 
     def __init__(self, class_names: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._class_names = list(class_names)
-
-    @property
-    def num_classes(self) -> int:  # noqa: D102
-        return len(self._class_names)
-
-    @property
-    def class_names(self) -> list[str]:  # noqa: D102
-        return self._class_names
+        self.class_names = list(class_names)
 
     def open(self, part: Part) -> Source | None:  # noqa: D102
         if self.root is None or not self.root.exists():

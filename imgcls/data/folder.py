@@ -29,20 +29,12 @@ class FolderData(ImageDataModule):
         self.folders = {part: self._folder(part) for part in SYNONYMS}
         train = self.folders["train"]
         self.has_parts = train is not None and bool(_subfolders(train))
-        self._class_names = _subfolders(train) if train is not None and self.has_parts else _subfolders(self.root)
-        if not self._class_names:
+        self.class_names = _subfolders(train) if train is not None and self.has_parts else _subfolders(self.root)
+        if not self.class_names:
             raise UserError(
                 f"--data.root {self.root}: has no sub-folders; expected one per class, "
                 "or train/, val/ and test/ with one per class in each"
             )
-
-    @property
-    def num_classes(self) -> int:  # noqa: D102
-        return len(self._class_names)
-
-    @property
-    def class_names(self) -> list[str]:  # noqa: D102
-        return self._class_names
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part == "train" or self.has_parts and self.folders[part] is not None
@@ -51,14 +43,14 @@ class FolderData(ImageDataModule):
         folder = self.folders[part] if self.has_parts else self.root if part == "train" else None
         if folder is None:
             return None
-        strange = [name for name in _subfolders(folder) if name not in self._class_names]
+        strange = [name for name in _subfolders(folder) if name not in self.class_names]
         if strange:
             raise UserError(
-                f"{folder / strange[0]}: is not a class of the training images{near(strange[0], self._class_names)}"
+                f"{folder / strange[0]}: is not a class of the training images{near(strange[0], self.class_names)}"
             )
         names: list[str] = []
         label: list[int] = []
-        for number, class_name in enumerate(self._class_names):
+        for number, class_name in enumerate(self.class_names):
             found = list_images(folder / class_name)
             if not found and part == "train":
                 raise UserError(f"{folder / class_name}: holds no images ({', '.join(sorted(EXTENSIONS))})")

@@ -16,14 +16,10 @@ class SampleData(ImageDataModule):
     """
 
     native_size, native_channels, native_mean, native_std = 28, 1, (0.286,), (0.353,)
-    num_classes = 10
+    class_names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-
-    @property
-    def class_names(self) -> list[str]:  # noqa: D102
-        return "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part != "val"

@@ -60,17 +60,9 @@ class TableData(ImageDataModule):
         for row, (path, label) in enumerate(zip(self._paths, self._labels, strict=True)):
             if not path or not label:
                 raise UserError(f"{self._line(row)}: has no {'label' if path else 'path'}")
-        self._class_names = sorted(set(self._labels), key=_as_number if _all_numbers(self._labels) else None)
-        if not self._class_names:
+        self.class_names = sorted(set(self._labels), key=_as_number if _all_numbers(self._labels) else None)
+        if not self.class_names:
             raise UserError(f"{self.table}: has no rows")
-
-    @property
-    def num_classes(self) -> int:  # noqa: D102
-        return len(self._class_names)
-
-    @property
-    def class_names(self) -> list[str]:  # noqa: D102
-        return self._class_names
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part in self._row_parts
@@ -88,7 +80,7 @@ class TableData(ImageDataModule):
                 f"{len(missing)} of {len(rows)} files are not there: {listing}{' …' if missing[5:] else ''} "
                 f"(paths are relative to {self.root}; --data.root names another folder)"
             )
-        number = {name: k for k, name in enumerate(self._class_names)}
+        number = {name: k for k, name in enumerate(self.class_names)}
         return FileSource(self.root, names, np.array([number[self._labels[row]] for row in rows], dtype=np.int64))
 
     def _checked(self, row: int, root: Path) -> str:

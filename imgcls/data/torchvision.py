@@ -127,7 +127,7 @@ class TorchvisionData(ImageDataModule):
         return self._num_classes
 
     @property
-    def class_names(self) -> list[str]:  # noqa: D102
+    def class_names(self) -> list[str]:  # type: ignore[override]  # noqa: D102
         if self._class_names is None:
             self._class_names = self._names_of(self._construct("train"))
         return self._class_names
