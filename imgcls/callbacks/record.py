@@ -56,6 +56,7 @@ class RunRecord(Callback):
         self.run, self.config, self.seed, self.config_folders = run, config, seed, config_folders
         self.seconds, self.train_seconds, self.images = 0.0, 0.0, 0
         self._started = self._epoch_started = 0.0
+        self._epoch_images = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the folder."""
@@ -89,16 +90,15 @@ class RunRecord(Callback):
         self._started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._epoch_started = time.perf_counter()
+        self._epoch_started, self._epoch_images = time.perf_counter(), 0
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:  # noqa: D102
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._epoch_images += len(batch["index"])
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # validation comes after it
             self.train_seconds += time.perf_counter() - self._epoch_started
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        batches = trainer.num_training_batches
-        sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
-        self.images += batches * sampler.batch_size * trainer.world_size
+            self.images += self._epoch_images * trainer.world_size
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Summarise the epoch whose checkpoint was kept."""
