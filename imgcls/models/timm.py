@@ -1,4 +1,3 @@
-import logging
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -6,8 +5,6 @@ from torch import Tensor, nn
 from imgcls.errors import UserError, near
 from imgcls.models.base import Backbone, InputSpec, Stage, count_features
 from imgcls.models.weights import load_weights
-
-log = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
@@ -40,7 +37,7 @@ class TimmBackbone(Backbone):
             arguments["img_size"] = image_size
         self.network = _create(name, weights == "default", arguments)
         if weights not in ("default", "none"):
-            log.info(load_weights(self.network, weights))
+            load_weights(self.network, weights)
         self.num_features = count_features(self, name, channels, image_size)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class TorchvisionBackbone(Backbone):
         self.network = _build(name, weights, image_size, dict(options or {}))
         _remove_head(self.network)
         if weights not in ("default", "none"):
-            log.info(load_weights(self.network, weights))
+            load_weights(self.network, weights)
         _set_channels(self.network, channels)
         self.num_features = count_features(self, name, channels, image_size)
 
