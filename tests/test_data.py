@@ -112,6 +112,15 @@ def test_a_plain_folder_is_split_three_ways(photos):
     assert batch["image"].shape == (12, 3, 16, 16)
 
 
+def test_fit_does_not_reach_a_test_part_that_was_carved(photos):
+    data = ready(FolderData(root=str(photos), image_size=16))
+    assert "test" not in data.parts
+    met = {data.parts[p][0].names[i] for p in ("train", "val") for i in data.parts[p][1]}
+    data.setup("test")
+    source, index = data.parts["test"]
+    assert len(index) == 6 and met.isdisjoint(source.names[i] for i in index)
+
+
 def test_part_folders_are_taken_as_they_are(tmp_path):
     for part, count in {"train": 6, "valid": 2, "test": 3}.items():
         for label, name in enumerate("ab"):

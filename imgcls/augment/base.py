@@ -12,11 +12,13 @@ class Augmentation(nn.Module, ABC):
 
     Attributes:
         on_uint8: Takes uint8 images as well as float ones (indexing only, no arithmetic).
+        margin: Training images are loaded this much larger than the model expects, for a crop to choose from.
         size: Side of the images that the model expects, in pixels; set by `configure`.
         num_classes: Number of classes K; set by `configure`.
     """
 
     on_uint8 = False
+    margin: float = 1.0
     size: int
     num_classes: int
 

@@ -22,7 +22,8 @@ Part = Literal["train", "val", "test"]
 class ImageDataModule(LightningDataModule, ABC):
     """Batches of images for training, validation and test, augmented and normalised on the device.
 
-    A new kind of source is one class in one file: it sets `class_names` and defines `open`. Batches are
+    A new kind of source is one class in one file: it sets `class_names`, defines `open`, and overrides
+    `has_official` if it has no test part of its own. Batches are
     `{"image": (B, C, H, W), "label": (B,) int64 or (B, K) float32, "index": (B,) int64}`. Loaders yield uint8
     images; `on_after_batch_transfer` turns them into normalised float ones, training batches after augmentation.
 
@@ -127,8 +128,11 @@ class ImageDataModule(LightningDataModule, ABC):
         if "train" not in self.parts:
             self._setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
-            test = self._require(self.open("test"), "test")
-            self.parts["test"] = (test, np.arange(len(test)))
+            if self.has_official("test"):
+                test = self._require(self.open("test"), "test")
+                self.parts["test"] = (test, np.arange(len(test)))
+            else:
+                self.parts["test"] = (self.parts["train"][0], self._carved_test)
         if self.augment is not None:
             self.augment.configure(self.image_size, self.num_classes)
 
@@ -149,8 +153,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        if not self.has_official("test"):
-            self.parts["test"] = (pool, chosen.test)
+        self._carved_test = chosen.test
 
     def has_official(self, part: Part) -> bool:
         """Whether the source brings that part itself. Answered without reading images."""
@@ -163,7 +166,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def frame(self, part: Part) -> Frame:
         """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
-        margin = getattr(self.augment, "margin", 1.0) if part == "train" else 1.0
+        margin = self.augment.margin if self.augment is not None and part == "train" else 1.0
         crop = round(self.image_size * margin)
         return Frame(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from imgcls.runs.folder import RunFolder, read_json, write_atomic
 from imgcls.runs.record import Row, read_metrics
@@ -53,6 +54,7 @@ def _curve(rows: list[Row], key: str, title: str) -> str:
     if not axes.lines:
         return ""
     axes.set(xlabel="epoch", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
