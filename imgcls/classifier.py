@@ -1,18 +1,22 @@
+import logging
 import math
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
 
+from imgcls.distill import Teacher
 from imgcls.errors import UserError
+from imgcls.features import train_on_features
 from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
 from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, parameter_groups
+from imgcls.scores import Scores
+
+log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
 
@@ -30,6 +34,7 @@ class Classifier(LightningModule):
         image_size: Side of an image in pixels; comes from the data.
         finetune: Which parts of the backbone are trained, and how fast.
         loss: Loss of logits and labels.
+        teacher: A trained run to learn from as well.
         optimizer: The optimiser, without learning rate and weight decay.
         schedule: Learning rate by optimiser step.
         lr: Peak learning rate of the head, and of the backbone unless `finetune` scales it.
@@ -49,6 +54,7 @@ class Classifier(LightningModule):
         image_size: int,
         finetune: FineTune | None = None,
         loss: Loss | None = None,
+        teacher: Teacher | None = None,
         optimizer: OptimizerFactory = torch.optim.AdamW,
         schedule: ScheduleFactory = WarmupCosine,
         lr: float = 1e-3,
@@ -61,42 +67,69 @@ class Classifier(LightningModule):
         super().__init__()
         self.backbone = backbone(channels, image_size)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(self.backbone.num_features, num_classes)
-        factors = (finetune or Full()).prepare(self.backbone)
-        self.lr_scale = {f"backbone.{name}": factor for name, factor in factors.items()}
-        self.loss = loss or CrossEntropy()
+        self.finetune = finetune or Full()
+        self.automatic_optimization = not self.finetune.solves
+        self.head = self.finetune.head(self.backbone.num_features, num_classes)
+        self.trained = self.finetune.prepare(self.backbone)
+        self.loss, self.teacher = loss or CrossEntropy(), teacher
         self.optimizer, self.schedule, self.lr, self.weight_decay = optimizer, schedule, lr, weight_decay
         self.class_weights, self.compile_step, self.channels_last = class_weights, compile, channels_last
         # not in the checkpoint: the config and the training data say it again
         self.register_buffer("class_weight", _class_weight(class_weights, num_classes), persistent=False)
         self.train_totals: Tensor | None = None
-        scores: dict[str, Metric | MetricCollection] = {
-            "acc": MulticlassAccuracy(num_classes, average="micro"),
-            "f1": MulticlassF1Score(num_classes, average="macro"),
-            "ece": MulticlassCalibrationError(num_classes, n_bins=15),
-        }
-        if num_classes > 5:
-            scores["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-        metrics = MetricCollection(scores, compute_groups=False)
-        self.metrics = nn.ModuleDict({stage: metrics.clone(prefix=f"{stage}/") for stage in ("val", "test")})
-        self.mean_loss = nn.ModuleDict({stage: MeanMetric() for stage in ("val", "test")})
+        self.metrics = nn.ModuleDict({stage: Scores(num_classes, stage) for stage in ("val", "test")})
+        self._freeze(epoch=0)
         self.train()  # Lightning starts in the mode that it finds: frozen parts must be in eval mode already
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K) of float images (B, C, H, W), normalised per channel."""
+        """Logits (B, K) of float images (B, C, H, W), normalised per channel, or of their features (B, F)."""
+        feature = image if image.ndim == 2 else self.features(image)
+        return self.head(self.dropout(feature))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Features (B, F) of float images (B, C, H, W), normalised per channel."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return self.head(self.dropout(self.backbone(image)))
+        return self.backbone(image)
 
     def train(self, mode: bool = True) -> "Classifier":
-        """Train mode, but for the frozen parts of the backbone."""
+        """Train mode, but for the parts of the backbone that are frozen now."""
         super().train(mode)
         if mode:
-            for module in frozen_modules(self.backbone):
+            for module in self.frozen:
                 module.eval()
         return self
+
+    def _freeze(self, epoch: int) -> None:
+        """Tell apart what is trained in an epoch and what is frozen, or not yet trained."""
+        parameters = dict(self.backbone.named_parameters())
+        self.asleep = [parameters[name] for name, how in self.trained.items() if how.start > epoch]
+        awake = {parameters[name] for name, how in self.trained.items() if how.start <= epoch}
+        self.frozen = list(frozen_modules(self.backbone, awake, self.finetune.freeze_statistics))
+
+    def _start_epoch(self) -> None:
+        self._freeze(self.trainer.current_epoch)
+        asleep = set(self.asleep)
+        for name, parameter in self.backbone.named_parameters():
+            if name in self.trained:
+                # on several processes DDP waits for the gradient of each parameter that had one at the start
+                parameter.requires_grad_(parameter not in asleep or self.trainer.world_size > 1)
+        self.train()
+
+    def on_train_start(self) -> None:
+        """Freeze what is not trained in this epoch; a run that resumes in its middle starts here."""
+        self._start_epoch()
+
+    def on_train_epoch_start(self) -> None:
+        """Freeze what is not trained in this epoch."""
+        self._start_epoch()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Without a gradient, a parameter gets no step, no weight decay and no moments."""
+        for parameter in self.asleep:
+            parameter.grad = None
 
     def setup(self, stage: str) -> None:
         """Weigh the classes by the training part, and compile."""
@@ -104,8 +137,21 @@ class Classifier(LightningModule):
             count = torch.from_numpy(self.trainer.datamodule.class_counts()).float()  # type: ignore[attr-defined]
             # a class without a training image never occurs in the loss
             self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
+        if self.teacher is not None and stage == "fit":
+            self.teacher.load(self.trainer.datamodule.class_names, self.trainer.strategy.root_device)  # type: ignore[attr-defined]
         if self.compile_step:
             self.backbone.compile()
+
+    def on_fit_start(self) -> None:
+        """Run a frozen backbone once and train on its features, where the variant says so."""
+        if self.finetune.views is None:
+            return
+        if self.teacher is not None:
+            raise UserError("--model.teacher: learns from images, and this variant trains on features; use another")
+        found = train_on_features(self.trainer, self, self.finetune.views, self.finetune.feature_dir)
+        chosen = self.finetune.solve(self.head, found["train"], found.get("val"))
+        if chosen is not None:
+            log.info("head solved: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of an epoch that is not over, of all processes together."""
@@ -118,8 +164,22 @@ class Classifier(LightningModule):
         Raises:
             UserError: A tensor is missing, is left over, or has another shape.
         """
-        mine = {k: tuple(v.shape) for k, v in self.state_dict().items()}
-        theirs = {k: tuple(v.shape) for k, v in checkpoint["state_dict"].items()}
+        self.check_weights(checkpoint["state_dict"])
+        if "train_totals" in checkpoint and self.trainer.is_global_zero and self.trainer.state.fn == "fit":
+            self.train_totals = checkpoint["train_totals"].to(self.device)
+
+    def check_weights(self, state: dict[str, Tensor]) -> None:
+        """Compare tensors by name and shape with the model's own, and make room for those that data has sized.
+
+        Raises:
+            UserError: A tensor is missing, is left over, or has another shape.
+        """
+        own = self.state_dict()
+        for name in self.finetune.data_sized:
+            if name in state:
+                own[name] = self.get_buffer(name).resize_(state[name].shape)
+        mine = {k: tuple(v.shape) for k, v in own.items()}
+        theirs = {k: tuple(v.shape) for k, v in state.items()}
         wrong = [k for k in mine | theirs if mine.get(k) != theirs.get(k)]
         if wrong:
             first = f"{wrong[0]} is {theirs.get(wrong[0], 'missing')} there and {mine.get(wrong[0], 'missing')} here"
@@ -127,23 +187,27 @@ class Classifier(LightningModule):
                 f"the checkpoint does not fit the model: {len(wrong)} of {len(mine)} tensors differ ({first}); "
                 "use the run's own model, classes and image size"
             )
-        if "train_totals" in checkpoint and self.trainer.is_global_zero and self.trainer.state.fn == "fit":
-            self.train_totals = checkpoint["train_totals"].to(self.device)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Loss of a batch. Totals stay on the device: a logged metric would cost more than a small model's step."""
         logits, label = self(batch["image"]), batch["label"]
         loss = self.loss(logits, label, self.class_weight)
+        if self.teacher is not None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            loss = self.teacher.combine(loss, logits, self.teacher.logits(batch["image"], data.mean, data.std))
         with torch.no_grad():
             hard = label if label.ndim == 1 else label.argmax(1)
             right = (logits.argmax(1) == hard).sum()
             totals = torch.stack((loss.detach().float() * len(label), right.float(), right.new_tensor(len(label))))
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
+        if self.finetune.solves:
+            return None
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
             for logger in self.loggers:  # self.log would cost a small model's step again, each step
                 logger.log_metrics({"step/loss": loss.item(), "step/lr": lr}, step=self.global_step)
-        return loss
+        penalty = self.finetune.penalty(self.backbone)
+        return loss if penalty is None else loss + penalty
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean loss and accuracy, over all processes."""
@@ -153,7 +217,10 @@ class Classifier(LightningModule):
         self.train_totals = None
         self.log("train/loss", loss / count, prog_bar=True)
         self.log("train/acc", right / count, prog_bar=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
+        if self.finetune.solves:
+            self.trainer.should_stop = True  # another epoch would change nothing
+        else:
+            self.log("train/lr", self.trainer.optimizers[0].param_groups[-1]["lr"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Logits, label and index of a batch."""
@@ -170,9 +237,8 @@ class Classifier(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> Batch:
         output = self.predict_step(batch, 0)
         logits, label = output["logits"], output["label"]
-        self.metrics[stage].update(logits, label)  # type: ignore[operator]
         # without class weights a batch's loss is a mean over its images, hence exact on any batching
-        self.mean_loss[stage].update(self.loss(logits, label, None), len(label))  # type: ignore[operator]
+        self.metrics[stage].update(logits, label, self.loss(logits, label, None))  # type: ignore[operator]
         return output
 
     def on_validation_epoch_end(self) -> None:
@@ -184,11 +250,7 @@ class Classifier(LightningModule):
         self._log_epoch("test")
 
     def _log_epoch(self, stage: str) -> None:
-        metrics, mean_loss = self.metrics[stage], self.mean_loss[stage]
-        values = {f"{stage}/loss": mean_loss.compute(), **metrics.compute()}  # type: ignore[operator]
-        metrics.reset()  # type: ignore[operator]
-        mean_loss.reset()  # type: ignore[operator]
-        for name, value in values.items():
+        for name, value in self.metrics[stage].collect().items():  # type: ignore[operator]
             self.log(name, value, prog_bar=name in ("val/loss", "val/acc"))
 
     def total_steps(self) -> int:
@@ -209,7 +271,10 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
         no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-        groups = parameter_groups(self.named_parameters(), self.lr_scale, self.lr, self.weight_decay, no_decay)
+        if self.finetune.solves:
+            return None
+        scale = {f"backbone.{name}": how.scale for name, how in self.trained.items()}
+        groups = parameter_groups(self.named_parameters(), scale, self.lr, self.weight_decay, no_decay)
         optimizer = self.optimizer(groups)
         schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -2,14 +2,12 @@
 
 import logging
 import os
-import pickle
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -25,6 +23,7 @@ from imgcls.compose import config_files
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError, near
 from imgcls.explain import explain
+from imgcls.load import read_checkpoint
 from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
 from imgcls.trainer import Trainer
@@ -133,7 +132,7 @@ class ImgclsCLI(LightningCLI):
             raise UserError(explain(str(error), arguments, options)) from error
         checkpoint = self.config[arguments[0]].get("ckpt_path")
         if checkpoint:
-            _check_checkpoint(Path(checkpoint))
+            read_checkpoint(Path(checkpoint))
 
     def _refuse_abbreviations(self, arguments: list[str]) -> None:
         """An option that is added later must not change what a script means."""
@@ -262,15 +261,6 @@ class ImgclsCLI(LightningCLI):
         for name, value in sorted(metrics.items()):
             print(f"  {name:<24}{value if isinstance(value, int | None) else format(value, '.4f')}")
         print(f"\nrun: {self.run.path}\nreport: {self.run.report}")
-
-
-def _check_checkpoint(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"--ckpt_path {path}: there is no such file")
-    try:
-        torch.load(path, weights_only=True, mmap=True, map_location="cpu")  # maps the tensors, reads none
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: is truncated or is no checkpoint ({str(error).splitlines()[0]})") from error
 
 
 def _config_folders(files: Sequence[Path]) -> list[str]:

@@ -69,7 +69,13 @@ def test_losses_against_their_formulas():
 
 def test_groups_hold_every_trained_parameter_once_and_spare_norms_and_biases():
     model = classifier(finetune=Full(backbone_scale=0.1), lr=1.0, weight_decay=0.5)
-    groups = parameter_groups(model.named_parameters(), model.lr_scale, 1.0, 0.5, {"head.weight"})
+    groups = parameter_groups(
+        model.named_parameters(),
+        {f"backbone.{n}": t.scale for n, t in model.trained.items()},
+        1.0,
+        0.5,
+        {"head.weight"},
+    )
     flat = [id(p) for g in groups for p in g["params"]]
     assert sorted(flat) == sorted(id(p) for p in model.parameters())
     for group in groups:

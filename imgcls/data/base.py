@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from imgcls.augment.base import Augmentation
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
-from imgcls.data.sources import Batch, BatchDataset, JoinedSource, Source
+from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
 from imgcls.errors import UserError
 
 Part = Literal["train", "val", "test"]
@@ -198,16 +198,32 @@ class ImageDataModule(LightningDataModule, ABC):
         """The test images."""
         return self._eval_loader("test")
 
+    def ordered_batches(self, part: Part, augmented: bool) -> DataLoader:
+        """Each image of a part once, all in this process, loaded as for evaluation or as for augmentation."""
+        batches = EvalBatches(len(self.parts[part][1]), self.batch_size)
+        return self._loader(part, batches, self.frame("train" if augmented else "val"))
+
+    def use_features(self, part: Part, feature: Tensor) -> None:
+        """From now on, loaders yield features in place of a part's images.
+
+        Args:
+            part: The part.
+            feature: (N, V, F) float32, V versions of each of its images; training takes one at random, evaluation
+                the first.
+        """
+        source, index = self.parts[part]
+        self.parts[part] = (FeatureSource(source, index, feature), index)
+
     def _eval_loader(self, part: Part) -> DataLoader:
         return self._loader(part, EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank()))
 
-    def _loader(self, part: Part, batches: TrainBatches | EvalBatches) -> DataLoader:
+    def _loader(self, part: Part, batches: TrainBatches | EvalBatches, frame: Frame | None = None) -> DataLoader:
         source, index = self.parts[part]
         workers = self.num_workers
         if workers is None:
             workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
         return DataLoader(
-            BatchDataset(source, index, self.frame(part)),
+            BatchDataset(source, index, frame or self.frame(part)),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
@@ -230,16 +246,24 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         assert trainer is not None
         image, label = batch["image"], batch["label"]
-        if trainer.training and image.dtype == torch.uint8:
+        dtype: torch.dtype = trainer.lightning_module.dtype  # type: ignore[assignment]
+        if trainer.training:
             # One seed a step: every rank draws its own numbers (after seed_everything all would draw the
             # same), and a resumed run draws what the uninterrupted one would have, dropout included.
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            key = (self.seed, trainer.current_epoch, step, trainer.global_rank)
-            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-            if self.augment is not None:
-                image, label = self.augment(image, label)
-        dtype = trainer.lightning_module.dtype
-        return {**batch, "image": self.normalize(image).to(dtype), "label": label}  # type: ignore[arg-type]
+            torch.manual_seed(self.step_seed(trainer.current_epoch, step, trainer.global_rank))
+        if image.ndim == 3:  # cached features (B, 1 + views, F), see use_features
+            if trainer.training and image.shape[1] > 1:
+                view = torch.randint(image.shape[1], (len(image),)).to(image.device)
+                image = image[torch.arange(len(image), device=image.device), view, None]
+            return {**batch, "image": image[:, 0].to(dtype)}
+        if trainer.training and self.augment is not None:
+            image, label = self.augment(image, label)
+        return {**batch, "image": self.normalize(image).to(dtype), "label": label}
+
+    def step_seed(self, *position: int) -> int:
+        """A seed for torch that follows from the run's seed and a position in the run."""
+        return int(np.random.SeedSequence((self.seed, *position)).generate_state(1, np.uint64)[0] >> 1)
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0 and deviation 1 per channel."""

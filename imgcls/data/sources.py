@@ -43,6 +43,10 @@ class Source(ABC):
             UserError: An image cannot be read; the text names it.
         """
 
+    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+        """What a batch holds of them: the images, unless something computed from them takes their place."""
+        return self.images(index, frame)
+
     def fingerprint(self) -> str:
         """Hash of labels and names; the same on every machine that has the same data."""
         digest = hashlib.blake2b(self.label.tobytes(), digest_size=8)
@@ -120,6 +124,34 @@ class JoinedSource(Source):
         return f"{self.first.fingerprint()}+{self.second.fingerprint()}"
 
 
+class FeatureSource(Source):
+    """Images of which features are known.
+
+    Args:
+        source: The images.
+        index: Which of them, (N,).
+        feature: (N, V, F) float32, V versions of each.
+    """
+
+    in_memory = True
+
+    def __init__(self, source: Source, index: np.ndarray, feature: Tensor) -> None:
+        super().__init__(source.label, source.names)
+        self.source, self.feature = source, feature
+        self.row = np.full(len(source), -1)
+        self.row[index] = np.arange(len(index))
+
+    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+        """Features (B, V, F)."""
+        return self.feature[torch.from_numpy(self.row[list(index)])]
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return self.source.images(index, frame)
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return self.source.fingerprint()
+
+
 class NumberedNames(Sequence[str]):
     """`part/0`, `part/1` … for images without a file of their own, without a list in memory."""
 
@@ -147,7 +179,7 @@ class BatchDataset(Dataset):
     def __getitem__(self, positions: list[int]) -> Batch | UserError:
         index = self.index[positions]
         try:
-            image = self.source.images(index.tolist(), self.frame)
+            image = self.source.inputs(index.tolist(), self.frame)
         except UserError as error:  # raised in the main process, see on_before_batch_transfer
             return error
         return {

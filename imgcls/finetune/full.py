@@ -10,9 +10,11 @@ class Full(FineTune):
     Args:
         backbone_scale: Factor of the learning rate for the backbone; below 1, a fresh head learns faster than
             pre-trained features change.
+        freeze_statistics: Keep the running statistics of every BatchNorm.
     """
 
-    def __init__(self, backbone_scale: float = 1.0) -> None:
+    def __init__(self, backbone_scale: float = 1.0, freeze_statistics: bool = False) -> None:
+        super().__init__(freeze_statistics)
         self.backbone_scale = backbone_scale
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102

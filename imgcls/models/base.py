@@ -57,27 +57,31 @@ class Backbone(nn.Module, ABC):
     def stages(self) -> list[Stage]:
         """All parameters in stages from input to output, each in exactly one; by default one per block.
 
-        A block is a child module; containers, and children with more than half of the parameters, are opened.
-        Parameters that belong to no block (class tokens, position embeddings) go with the first one.
+        A block is a child module; containers, and children with more than half of the parameters, are opened. A
+        norm of its own goes with the block before it, parameters that belong to no block (class tokens, position
+        embeddings) with the first one.
         """
         total = sum(1 for _ in self.parameters())
-        blocks: list[str] = []
+        blocks: dict[str, str] = {}  # prefix of names: the block that it belongs to
 
         def walk(module: nn.Module, prefix: str) -> None:
             for name, child in module.named_children():
-                count = sum(1 for _ in child.parameters())
+                parameters = list(child.parameters())
                 is_container = isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-                if count == 0:
+                if not parameters:
                     continue
-                if any(True for _ in child.children()) and (is_container or count > total / 2):
+                if any(True for _ in child.children()) and (is_container or len(parameters) > total / 2):
                     walk(child, f"{prefix}{name}.")
                 else:
-                    blocks.append(f"{prefix}{name}.")
+                    block = f"{prefix}{name}."
+                    is_norm = all(p.ndim <= 1 for p in parameters)
+                    blocks[block] = list(blocks.values())[-1] if is_norm and blocks else block
 
         walk(self, "")
-        members: dict[str, list[str]] = {block: [] for block in blocks or [""]}
+        members: dict[str, list[str]] = {block: [] for block in blocks.values() or [""]}
         for name, _ in self.named_parameters():
-            members[next((block for block in blocks if name.startswith(block)), next(iter(members)))].append(name)
+            block = next((block for prefix, block in blocks.items() if name.startswith(prefix)), next(iter(members)))
+            members[block].append(name)
         return [Stage(block.rstrip("."), tuple(names)) for block, names in members.items() if names]
 
     def no_weight_decay(self) -> set[str]:

@@ -1,0 +1,91 @@
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imgcls.finetune.base import Features, FineTune
+from imgcls.models.base import Stage
+
+STRENGTHS = [10.0**k for k in range(2, -7, -1)]
+
+
+class LogisticProbe(FineTune):
+    """The backbone is frozen and run once; the head is a logistic regression, solved by L-BFGS.
+
+    The strongest cheap baseline (as in Radford et al., CLIP, ICML 2021, appendix A.3): features are standardised,
+    the L2 penalty is chosen on the validation images by negative log-likelihood, and the solution is exact up to
+    the tolerance. Learning rate, optimiser, schedule and number of epochs have no say.
+
+    Args:
+        strengths: Penalties to choose from: the mean loss of an image gets `strength / 2` times the squared weights.
+        views: Number of augmented versions of each training image to fit beside the plain one.
+        feature_dir: Folder of cached features that several runs share; the run's own by default.
+    """
+
+    solves = True
+
+    def __init__(self, strengths: Sequence[float] = STRENGTHS, views: int = 0, feature_dir: str | None = None) -> None:
+        super().__init__()
+        self.strengths, self.views, self.feature_dir = sorted(strengths, reverse=True), views, feature_dir
+
+    def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
+        return [None] * len(stages)
+
+    def solve(  # noqa: D102
+        self, head: nn.Module, train: Features, val: Features | None
+    ) -> dict[str, float]:
+        assert isinstance(head, nn.Linear)
+        feature = train.feature.flatten(0, 1)
+        label = train.label.repeat_interleave(train.feature.shape[1])
+        mean, std = feature.mean(0), feature.std(0, correction=0).clamp(min=1e-6)
+        scaled = (feature - mean) / std
+        weight = feature.new_zeros(head.out_features, feature.shape[1])
+        bias = feature.new_zeros(head.out_features)
+        best = (float("inf"), 0.0, weight, bias)
+        for strength in self.strengths:  # from strong to weak: each solution is a good start for the next
+            weight, bias = logistic_regression(scaled, label, strength, weight, bias)
+            loss = 0.0
+            if val is not None and len(self.strengths) > 1:
+                logits = F.linear((val.feature[:, 0] - mean) / std, weight, bias)
+                loss = F.cross_entropy(logits, val.label).item()
+                if loss > 1.5 * best[0]:
+                    break  # overfitted already, and weaker penalties take the longest to solve
+            if val is None or loss < best[0]:
+                best = (loss, strength, weight, bias)
+        _, strength, weight, bias = best
+        with torch.no_grad():
+            head.weight.copy_(weight / std)
+            head.bias.copy_(bias - (weight / std) @ mean)
+        return {"strength": strength}
+
+
+def logistic_regression(
+    feature: Tensor, label: Tensor, strength: float, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Minimise the mean cross-entropy plus `strength / 2` times the squared weights; biases are free.
+
+    Args:
+        feature: (N, F) float32.
+        label: (N,) int64.
+        strength: Of the penalty.
+        weight: Where to start, (K, F).
+        bias: Where to start, (K,).
+
+    Returns:
+        Weight (K, F) and bias (K,) of the minimum.
+    """
+    weight, bias = (t.detach().clone().requires_grad_() for t in (weight, bias))
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=500, tolerance_grad=1e-5, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = F.cross_entropy(F.linear(feature, weight, bias), label) + strength / 2 * weight.square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        solver.step(loss)  # type: ignore[arg-type]
+    return weight.detach(), bias.detach()

@@ -1,0 +1,88 @@
+"""A trained run as a model in memory, outside of any trainer."""
+
+import pickle
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+
+from imgcls.compose import read_config
+from imgcls.errors import UserError
+from imgcls.runs.folder import RunFolder, read_json
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained classifier with what its images must look like.
+
+    Attributes:
+        model: The classifier with the weights of its best checkpoint, in eval mode.
+        class_names: Names of the classes, in the order of the logits.
+        image_size: Side in pixels.
+        channels: 1 or 3.
+        mean: Mean per channel, in 0..1.
+        std: Standard deviation per channel, in 0..1.
+        interpolation: How images are resized: bilinear or bicubic.
+        crop_fraction: Share of the resized image's shorter side that the central crop keeps.
+    """
+
+    model: torch.nn.Module
+    class_names: list[str]
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    crop_fraction: float
+
+
+def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
+    """Build the model of a run from its config and load its best checkpoint, without running code from either.
+
+    Raises:
+        UserError: The folder holds no trained run; the text says what is missing.
+    """
+    from imgcls.classifier import Classifier
+
+    run = RunFolder.existing(str(path), "run")
+    environment = read_json(run.environment)
+    sys.path += [f for f in environment.get("config_folders", []) if f not in sys.path]
+    config = read_config(run.config)
+    data, section = config["data"]["init_args"], config["model"]
+    class_names = environment["data"]["class_names"]
+    options = section["init_args"]
+    options |= {"num_classes": len(class_names), "channels": data["channels"], "image_size": data["image_size"]}
+    options["teacher"] = None
+    if "weights" in options["backbone"].get("init_args", {}):
+        options["backbone"]["init_args"]["weights"] = "none"  # the checkpoint holds them
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Classifier, "model")
+    try:
+        model = parser.instantiate(parser.parse_object({"model": section})).model
+    except ArgumentError as error:
+        raise UserError(f"{run.config}: its model cannot be built ({' '.join(str(error).split())[:300]})") from error
+    state = read_checkpoint(run.checkpoint(run.best))["state_dict"]
+    model.check_weights(state)
+    model.load_state_dict(state)
+    facts = {k: data[k] for k in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")}
+    return LoadedRun(model.eval().requires_grad_(False).to(device), class_names, **facts)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, its tensors mapped into memory; no code in it is run.
+
+    Raises:
+        UserError: It is not there, cannot be read, or only by running code in it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such checkpoint")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path}: refused, because loading it would run code from the file") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: is truncated or is no checkpoint ({reason})") from error
