@@ -1,7 +1,7 @@
 """Parameter groups and learning-rate schedules by step."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -99,3 +99,20 @@ class Constant(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int) -> None:
         super().__init__(optimizer, lambda step: 1.0)
+
+
+class Steps(LambdaLR):
+    """The learning rate falls by a factor at given shares of the run (He et al., CVPR 2016, section 4.2).
+
+    Args:
+        optimizer: Each group's own learning rate is its first.
+        total_steps: Optimiser steps of the whole run.
+        milestones: Shares of the steps at which it falls.
+        gamma: Factor of each fall.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1
+    ) -> None:
+        steps = [round(total_steps * share) for share in milestones]
+        super().__init__(optimizer, lambda step: gamma ** sum(step >= milestone for milestone in steps))

@@ -14,7 +14,7 @@ from imgcls.finetune.full import Full
 from imgcls.finetune.linear_probe import LinearProbe
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.models.cnn import CNN
-from imgcls.optim import OneCycle, WarmupCosine, parameter_groups
+from imgcls.optim import OneCycle, Steps, WarmupCosine, parameter_groups
 from imgcls.runs.record import softmax
 from imgcls.trainer import Trainer
 
@@ -108,6 +108,11 @@ def test_one_cycle_peaks_at_each_groups_own_rate():
     seen = rates(lambda o, n: OneCycle(o, n, pct_start=0.3), 101)
     assert seen.max(0) == pytest.approx([1.0, 0.1], rel=1e-3) and seen[0, 0] == pytest.approx(1 / 25)
     assert seen[-1, 0] < 1e-3
+
+
+def test_steps_fall_at_their_shares():
+    seen = rates(lambda o, n: Steps(o, n, [0.5, 0.75], 0.1), 100)[:, 0]
+    np.testing.assert_allclose(seen[[0, 49, 50, 74, 75, 99]], [1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
 @pytest.mark.parametrize("options, steps", [({}, 4), ({"accumulate_grad_batches": 2}, 2), ({"max_steps": 3}, 3)])

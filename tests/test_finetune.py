@@ -37,7 +37,6 @@ from .conftest import QUIET, ROOT, TINY
 from .imagenet_weights import efficientnet_lite0
 from .test_classifier import fit
 
-
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 

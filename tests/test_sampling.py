@@ -116,3 +116,10 @@ def test_balanced_sampling_draws_classes_evenly():
 def test_evaluation_meets_every_image_once(world_size):
     met = [i for r in range(world_size) for b in EvalBatches(17, 4, r, world_size) for i in b]
     assert sorted(met) == list(range(17))
+
+
+def test_repeats_follow_each_other_and_go_to_different_processes():
+    alone = [i for batch in TrainBatches(40, 5, 0, repeats=4) for i in batch]
+    assert len(alone) == 40 and len(set(alone)) == 10 and alone[0:4] == [alone[0]] * 4
+    shares = [[i for batch in TrainBatches(40, 5, 0, rank, 4, repeats=4) for i in batch] for rank in range(4)]
+    assert shares[0] == shares[1] == shares[2] == shares[3] and len(set(shares[0])) == 10

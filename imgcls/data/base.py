@@ -35,6 +35,8 @@ class ImageDataModule(LightningDataModule, ABC):
         batch_size: Images of one batch of one process.
         image_size: Side of the square images that the model gets, in pixels. Default: what the backbone's
             weights were trained on, else the source's own size, else 224.
+        train_size: Side of training images, where it differs: below the test size, objects appear as large in both
+            (Touvron et al., Fixing the train-test resolution discrepancy, NeurIPS 2019). Default: image_size.
         channels: 1 or 3. Default: what the backbone's weights expect, else the source's own number.
         mean: Mean of each channel for normalisation, in 0..1. Default: the weights' own, else the source's.
         std: Standard deviation of each channel, likewise.
@@ -48,6 +50,8 @@ class ImageDataModule(LightningDataModule, ABC):
         folds: Cross-validation: number of folds of the training (and official validation) part.
         fold: Which fold is the validation part, from 0.
         train_fraction: Stratified share of the training part to train on; smaller shares lie in larger ones.
+        repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
+            images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
         verify_split: Refuse to test a checkpoint on a split other than its own.
@@ -65,6 +69,7 @@ class ImageDataModule(LightningDataModule, ABC):
         root: str | None = None,
         batch_size: int = 64,
         image_size: int | None = None,
+        train_size: int | None = None,
         channels: Literal[1, 3] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -77,6 +82,7 @@ class ImageDataModule(LightningDataModule, ABC):
         folds: int | None = None,
         fold: int = 0,
         train_fraction: float = 1.0,
+        repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         num_workers: int | None = None,
         verify_split: bool = True,
@@ -88,6 +94,8 @@ class ImageDataModule(LightningDataModule, ABC):
         _check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
         _check(batch_size > 0, "batch_size", batch_size, "a positive number")
         _check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
+        _check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
+        _check(repeats > 0, "repeats", repeats, "a positive number")
         _check(folds is None or folds > 1, "folds", folds, "at least 2")
         _check(
             0 <= fold < (folds or 1),
@@ -98,6 +106,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.root = Path(root).expanduser() if root else None
         self.batch_size, self.num_workers = batch_size, num_workers
         self.image_size = image_size or self.native_size or 224
+        self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
         self.mean = _per_channel("mean", mean or self.native_mean, self.channels)
         self.std = _per_channel("std", std or self.native_std, self.channels)
@@ -106,7 +115,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.augment = augment
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
         self.folds, self.fold, self.train_fraction = folds, fold, train_fraction
-        self.sampling, self.seed, self.verify_split = sampling, seed, verify_split
+        self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
         self._resume_at = (0, 0)
 
@@ -134,7 +143,7 @@ class ImageDataModule(LightningDataModule, ABC):
             else:
                 self.parts["test"] = (self.parts["train"][0], self._carved_test)
         if self.augment is not None:
-            self.augment.configure(self.image_size, self.num_classes)
+            self.augment.configure(self.train_size, self.num_classes)
 
     def _setup_training_parts(self) -> None:
         pool = self._require(self.open("train"), "training")
@@ -167,7 +176,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def frame(self, part: Part) -> Frame:
         """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
         margin = self.augment.margin if self.augment is not None and part == "train" else 1.0
-        crop = round(self.image_size * margin)
+        crop = round((self.train_size if part == "train" else self.image_size) * margin)
         return Frame(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
 
     def class_counts(self) -> np.ndarray:
@@ -182,7 +191,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.sampling == "balanced":
             probability = 1.0 / self.class_counts()[source.label[index]]
             probability /= probability.sum()
-        batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability=probability)
+        batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
         return self._loader("train", batches)
 

@@ -99,6 +99,7 @@ class TrainBatches(Sampler[list[int]]):
         rank: This process among `world_size`.
         world_size: Number of processes; they share each epoch's order without overlap.
         probability: Chance (N,) of each image per draw, with replacement; None shuffles all images.
+        repeats: Times that each image follows itself, shared by the processes; the epoch stays as long.
     """
 
     def __init__(
@@ -109,12 +110,13 @@ class TrainBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
         probability: np.ndarray | None = None,
+        repeats: int = 1,
     ) -> None:
         self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
         self.batch_size = min(batch_size, size // world_size)
         if self.batch_size == 0:
             raise UserError(f"data: {size} training images cannot be shared by {world_size} processes")
-        self.probability = probability
+        self.probability, self.repeats = probability, repeats
         self.epoch = 0
         self.resume_at = (0, 0)
 
@@ -131,6 +133,7 @@ class TrainBatches(Sampler[list[int]]):
             order = rng.permutation(self.size)
         else:
             order = rng.choice(self.size, self.size, p=self.probability)
+        order = order.repeat(self.repeats)[: self.size]
         epoch, done = self.resume_at
         start = done if epoch == self.epoch else 0
         mine = order[self.rank :: self.world_size]
