@@ -19,8 +19,8 @@ MISTAKES = 24
 class Outputs(Callback):
     """Keeps each image's logits: tables in `predictions/`, confusion matrix and mistakes in `figures/` and W&B.
 
-    Validation images are kept for the epoch whose checkpoint is kept. Every image counts once, whatever the
-    number of processes.
+    Validation images are kept for the epoch whose checkpoint is kept, and drawn once, when training ends. Every
+    image counts once, whatever the number of processes.
 
     Args:
         run: The run's folder.
@@ -57,10 +57,16 @@ class Outputs(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):
-            self._write(trainer, "val")
+            self._write_table(trainer, "val")
+        if trainer.state.fn == "validate":
+            self._draw(trainer, "val")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._draw(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._write(trainer, "test")
+        self._write_table(trainer, "test")
+        self._draw(trainer, "test")
 
     def _is_best(self, trainer: Trainer) -> bool:
         checkpoint = trainer.checkpoint_callback
@@ -75,17 +81,21 @@ class Outputs(Callback):
             self.best = value.item()
         return better
 
-    def _write(self, trainer: Trainer, part: Part) -> None:
+    def _write_table(self, trainer: Trainer, part: Part) -> None:
         gathered = gather(trainer, self.batches)
         self.batches = []
-        if gathered is None:
+        if gathered is not None:
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            source, _ = data.parts[part]
+            write_predictions(self.run.predictions / f"{part}.csv", *gathered, source.names, data.class_names)
+
+    def _draw(self, trainer: Trainer, part: Part) -> None:
+        stored = self.run.predictions / f"{part}.npz"
+        if not trainer.is_global_zero or not stored.is_file():
             return
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        logits, label, index = gathered
-        source, _ = data.parts[part]
-        table = self.run.predictions / f"{part}.csv"
-        write_predictions(table, logits, label, index, source.names, data.class_names)
-        figures = self._figures(data, part, softmax(logits), label, index)
+        with np.load(stored) as arrays:
+            probability, label, index = softmax(arrays["logits"]), arrays["label"], arrays["index"]
+        figures = self._figures(trainer.datamodule, part, probability, label, index)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 for name, pixels in figures.items():

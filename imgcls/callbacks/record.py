@@ -64,6 +64,7 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and environment: model, data and optimiser are built, nothing has been trained."""
+        self._started = time.perf_counter()
         if not trainer.is_global_zero:
             return
         if not self.run.config.exists():
@@ -85,9 +86,6 @@ class RunRecord(Callback):
         }
         folders = {"config_folders": self.config_folders}
         write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
