@@ -62,6 +62,11 @@ def test_losses_against_their_formulas():
     s = torch.sigmoid(LOGITS)
     by_hand = -(ONE_HOT * s.log() + (1 - ONE_HOT) * (1 - s).log()).sum(1).mean()
     torch.testing.assert_close(BinaryCrossEntropy()(LOGITS, LABEL, None), by_hand)
+    mixed = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.9, 0.0]])
+    full = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    by_hand = -(full * s.log() + (1 - full) * (1 - s).log()).mean()
+    loss = BinaryCrossEntropy(target_threshold=0.2, reduction="mean")(LOGITS, mixed, None)
+    torch.testing.assert_close(loss, by_hand)
 
 
 # ---- optimiser and schedule ----

@@ -26,6 +26,10 @@ class Augmentation(nn.Module, ABC):
         """Called once by the data module, before the first batch."""
         self.size, self.num_classes = size, num_classes
 
+    def compile_kernels(self) -> None:
+        """Compile with torch.compile what gains by it; shapes may vary from batch to batch."""
+        return
+
     @abstractmethod
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Augment a batch.

@@ -1,8 +1,9 @@
 """Crops and flips by indexing: no interpolation, so they run on uint8 and cost one gather."""
 
 import torch
-from kornia.augmentation import RandomResizedCrop as KorniaRandomResizedCrop
+from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor
+from torch.nn import functional as F
 
 from imgcls.augment.base import Augmentation
 
@@ -63,17 +64,22 @@ class RandomHorizontalFlip(Augmentation):
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) of any dtype; the same shape and dtype."""
-        chosen = (torch.rand(len(image)) < self.p).to(image.device)
-        return torch.where(chosen[:, None, None, None], image.flip(-1), image), label
+        chosen = (torch.rand(len(image)) < self.p).nonzero()[:, 0].to(image.device)
+        return image.index_copy(0, chosen, image[chosen].flip(-1)), label
 
 
 class RandomResizedCrop(Augmentation):
-    """Kornia's RandomResizedCrop at the model's own size: a random area and shape, resized by bilinear warp.
+    """A random area of each image, resized with antialiasing to the model's size.
+
+    The box is drawn as Kornia's RandomResizedCrop draws it, by its own generator. The resize is that of torchvision
+    (bilinear, antialiased), on uint8 while the batch is uint8, as no arithmetic has been done yet.
 
     Args:
         scale: Range of the area that is kept, as a share of the image.
         ratio: Range of width / height of that area.
     """
+
+    on_uint8 = True
 
     def __init__(self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
         super().__init__()
@@ -81,11 +87,31 @@ class RandomResizedCrop(Augmentation):
 
     def configure(self, size: int, num_classes: int) -> None:  # noqa: D102
         super().configure(size, num_classes)
-        self.crop = KorniaRandomResizedCrop((size, size), scale=self.scale, ratio=self.ratio)
+        self.generator = ResizedCropGenerator((size, size), torch.tensor(self.scale), torch.tensor(self.ratio))
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 to (B, C, size, size)."""
-        return self.crop(image), label
+        """Image (B, C, H, W) uint8, or float32 in [0, 1], to (B, C, size, size) of the same dtype."""
+        corner_B42 = self.generator(image.shape)["src"]
+        return self.crop(image, torch.cat([corner_B42[:, 0], corner_B42[:, 2]], 1).long()), label
+
+    def crop(self, image: Tensor, box_B4: Tensor) -> Tensor:
+        """Columns left to right and rows top to bottom, both inclusive: `box_B4` holds left, top, right, bottom."""
+        if image.device.type != "cpu" and image.dtype == torch.uint8:
+            # there is no kernel for uint8 on a GPU
+            return self.crop(image.float(), box_B4).round_().clamp_(0, 255).byte()
+        if image.dtype == torch.uint8:
+            image = image.contiguous(
+                memory_format=torch.channels_last
+            )  # the order that the kernel for uint8 is fast in
+        shape = (len(image), image.shape[1], self.size, self.size)
+        result = torch.empty(shape, dtype=image.dtype, device=image.device)
+        if image.dtype == torch.uint8:
+            result = result.contiguous(memory_format=torch.channels_last)
+        for number, (left, top, right, bottom) in enumerate(box_B4.tolist()):
+            view = image[number : number + 1, :, top : bottom + 1, left : right + 1]
+            size = (self.size, self.size)
+            result[number] = F.interpolate(view, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
+        return result
 
 
 def _source_index(index: Tensor, side: int, mode: str) -> Tensor:

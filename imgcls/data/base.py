@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.decode import Frame, Interpolation
+from imgcls.data.options import check, per_channel, short
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
 from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
 from imgcls.errors import UserError
@@ -90,14 +91,14 @@ class ImageDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         for option, value in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
-            _check(0 <= value < 1, option, value, "a share from 0 to below 1")
-        _check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
-        _check(batch_size > 0, "batch_size", batch_size, "a positive number")
-        _check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
-        _check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
-        _check(repeats > 0, "repeats", repeats, "a positive number")
-        _check(folds is None or folds > 1, "folds", folds, "at least 2")
-        _check(
+            check(0 <= value < 1, option, value, "a share from 0 to below 1")
+        check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
+        check(batch_size > 0, "batch_size", batch_size, "a positive number")
+        check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
+        check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
+        check(repeats > 0, "repeats", repeats, "a positive number")
+        check(folds is None or folds > 1, "folds", folds, "at least 2")
+        check(
             0 <= fold < (folds or 1),
             "fold",
             fold,
@@ -108,8 +109,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
-        self.mean = _per_channel("mean", mean or self.native_mean, self.channels)
-        self.std = _per_channel("std", std or self.native_std, self.channels)
+        self.mean = per_channel("mean", mean or self.native_mean, self.channels)
+        self.std = per_channel("std", std or self.native_std, self.channels)
         self.interpolation: Interpolation = interpolation or "bilinear"
         self.crop_fraction = crop_fraction or 1.0
         self.augment = augment
@@ -296,8 +297,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if state["class_names"] != self.class_names:
             raise UserError(
-                f"data: the checkpoint knows the classes {_short(state['class_names'])}, "
-                f"this data set has {_short(self.class_names)}"
+                f"data: the checkpoint knows the classes {short(state['class_names'])}, "
+                f"this data set has {short(self.class_names)}"
             )
         if self.verify_split and state["fingerprint"] != self.fingerprint:
             changed = [k for k, v in state["fingerprint"].items() if v != self.fingerprint.get(k)]
@@ -307,18 +308,3 @@ class ImageDataModule(LightningDataModule, ABC):
                 "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
             )
         self._resume_at = tuple(state["position"])
-
-
-def _check(good: bool, option: str, value: object, wanted: str) -> None:
-    if not good:
-        raise UserError(f"--data.{option}: {value} is not {wanted}")
-
-
-def _per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
-    if len(values) not in (1, channels):
-        raise UserError(f"--data.{option}: {len(values)} values for {channels} channels; give 1 or {channels}")
-    return list(values) * (channels // len(values))
-
-
-def _short(names: list[str]) -> str:
-    return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} ({len(names)})"

@@ -1,0 +1,44 @@
+import torch
+from kornia.augmentation import RandomErasing as KorniaRandomErasing
+from torch import Tensor
+
+from imgcls.augment.base import Augmentation
+
+
+class RandomErasing(Augmentation):
+    """Kornia's RandomErasing, parameters and results: a box of each image is overwritten (Zhong et al., AAAI 2020).
+
+    Args:
+        scale: Range of the box's area, as a share of the image.
+        ratio: Range of its height over its width.
+        value: What is written, in 0..1.
+        p: Probability of each image.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.02, 0.33),
+        ratio: tuple[float, float] = (0.3, 3.3),
+        value: float = 0.0,
+        p: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.kornia = KorniaRandomErasing(scale, ratio, value, p=p)
+
+    @classmethod
+    def like(cls, operation: KorniaRandomErasing) -> "RandomErasing":
+        """One that takes over an operation of Kornia's."""
+        own = cls()
+        own.kornia = operation
+        return own
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
+        params = self.kornia.forward_parameters(image.shape)
+        boxes = torch.stack([params[k].double() for k in ("xs", "ys", "widths", "heights")], 1).long().tolist()
+        chosen = params["batch_prob"].reshape(-1) > 0.5
+        image = image.clone()
+        for number, (x, y, width, height) in enumerate(boxes):
+            if chosen[number]:
+                image[number, :, y : y + height, x : x + width] = float(params["values"][number])
+        return image, label

@@ -1,0 +1,234 @@
+"""Policies that draw an operation and its strength for every image (Kornia's and torchvision's: for every batch).
+
+Shapes: B batch. Images that drew the same operation go through it together, and all geometric ones through one warp.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from imgcls.augment.base import Augmentation
+from imgcls.augment.color import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_saturation,
+    adjust_sharpness,
+    autocontrast,
+    equalize,
+    posterize,
+    solarize,
+)
+from imgcls.augment.warp import warp
+
+# operations of a value per image (B,); the units are given where the value is drawn
+VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "brightness": adjust_brightness,
+    "color": adjust_saturation,
+    "contrast": adjust_contrast,
+    "sharpness": adjust_sharpness,
+    "posterize": posterize,
+    "solarize": solarize,
+    "autocontrast": lambda image, value_B: autocontrast(image),
+    "equalize": lambda image, value_B: equalize(image),
+    "invert": lambda image, value_B: 1 - image,
+    "solarize_add": lambda image, value_B: torch.where(
+        image < 0.5, (image + value_B[:, None, None, None]).clamp(max=1), image
+    ),
+}
+GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+
+
+def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tuple[str, ...]) -> Tensor:
+    """Give each image its operation.
+
+    Args:
+        image: (B, C, H, W) float32 in [0, 1].
+        choice_B: Number of each image's operation in `names`, (B,) int64, on the CPU.
+        value_B: Its value (B,) on the CPU: shears as tangents, translations as shares of the side, rotations in
+            degrees counter-clockwise, bits, thresholds in 0..1, or the factor of a colour operation.
+        names: Operations; `identity` leaves an image as it is.
+    """
+    source_B33 = torch.eye(3, dtype=torch.float64).repeat(len(image), 1, 1)
+    moved_B = torch.zeros(len(image), dtype=torch.bool)
+    result = image
+    for number, name in enumerate(names):
+        chosen = (choice_B == number).nonzero()[:, 0]
+        if not len(chosen) or name == "identity":
+            continue
+        if name in GEOMETRIC:
+            moved_B[chosen] = True
+            source_B33[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
+        else:
+            here = chosen.to(image.device)
+            result = result.index_copy(0, here, VALUED[name](image[here], value_B[chosen].to(image)))
+    if moved_B.any():
+        moved = moved_B.nonzero()[:, 0]
+        here = moved.to(image.device)
+        result = result.index_copy(0, here, warp(image[here], source_B33[moved].to(image.device)))
+    return result
+
+
+def _matrix(name: str, value_B: Tensor, height: int, width: int) -> Tensor:
+    """From pixel of the result to pixel of the image, (B, 3, 3) float64; shears and rotations about the middle."""
+    value_B = value_B.double()
+    linear_B33 = torch.eye(3, dtype=torch.float64).repeat(len(value_B), 1, 1)
+    if name == "rotate":
+        angle_B = value_B.deg2rad()
+        linear_B33[:, 0, 0] = linear_B33[:, 1, 1] = angle_B.cos()
+        linear_B33[:, 0, 1], linear_B33[:, 1, 0] = -angle_B.sin(), angle_B.sin()
+    elif name == "shear_x":
+        linear_B33[:, 0, 1] = value_B
+    elif name == "shear_y":
+        linear_B33[:, 1, 0] = value_B
+    elif name == "translate_x":
+        linear_B33[:, 0, 2] = -value_B * width
+    else:
+        linear_B33[:, 1, 2] = -value_B * height
+    to_middle = torch.tensor([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
+    return to_middle @ linear_B33 @ torch.linalg.inv(to_middle)
+
+
+class TrivialAugmentWide(Augmentation):
+    """One operation of random strength for each image (Müller and Hutter, TrivialAugment, ICCV 2021, table 7, wide).
+
+    Operations and ranges are those of torchvision's class of this name, with 31 strengths. Geometric ones are
+    interpolated bilinearly, where torchvision takes the nearest pixel; a translation of at most 32 pixels is meant
+    for images of 224, and is a share of 32 / 224 of other sizes here.
+    """
+
+    names = (
+        *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+        *("brightness", "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize"),
+    )
+    steps = 31
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
+        choice_B = torch.randint(len(self.names), (len(image),))
+        share_B = torch.randint(self.steps, (len(image),)) / (self.steps - 1)
+        sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
+        return apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names), label
+
+    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
+        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
+        signed_B = share_B * sign_B
+        by_name = {
+            **dict.fromkeys(("shear_x", "shear_y"), 0.99 * signed_B),
+            **dict.fromkeys(("translate_x", "translate_y"), 32 / 224 * signed_B),
+            "rotate": 135.0 * signed_B,
+            **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), 1 + 0.99 * signed_B),
+            "posterize": 8 - (6 * share_B).round(),
+            "solarize": 1 - share_B,
+        }
+        return _choose(by_name, choice_B, self.names)
+
+
+class RandAugment(Augmentation):
+    """Several operations for each image, all of about one strength (Cubuk et al., RandAugment, NeurIPS 2020).
+
+    In the variant of timm's `rand-mM-mstdS-incI`, by which most recipes since DeiT are written: each operation
+    takes effect with probability 1/2, its strength is drawn from a normal distribution about `magnitude`, and all
+    grow with it. Geometric operations are interpolated bilinearly, with black borders.
+
+    Args:
+        magnitude: Mean strength, 0 to 10.
+        std: Standard deviation of the strength.
+        count: Number of operations, n.
+        p: Probability that an operation takes effect.
+    """
+
+    names = (
+        *("autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color"),
+        *("contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x", "translate_y"),
+    )
+
+    def __init__(self, magnitude: float = 9.0, std: float = 0.5, count: int = 2, p: float = 0.5) -> None:
+        super().__init__()
+        self.magnitude, self.std, self.count, self.p = magnitude, std, count, p
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
+        for _ in range(self.count):
+            choice_B = torch.randint(len(self.names), (len(image),))
+            choice_B[torch.rand(len(image)) >= self.p] = -1
+            share_B = (self.magnitude + self.std * torch.randn(len(image))).clamp(0, 10) / 10
+            sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
+            image = apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names)
+        return image, label
+
+    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
+        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
+        signed_B = share_B * sign_B
+        by_name = {
+            **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed_B),
+            **dict.fromkeys(("translate_x", "translate_y"), 0.45 * signed_B),
+            "rotate": 30.0 * signed_B,
+            **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), 1 + 0.9 * signed_B),
+            "posterize": 4 - (4 * share_B).floor(),
+            "solarize": (256 - (256 * share_B).floor()) / 255,
+            "solarize_add": (110 * share_B).floor() / 255,
+        }
+        return _choose(by_name, choice_B, self.names)
+
+
+class AugMix(Augmentation):
+    """A mixture of the image and of chains of operations on it (Hendrycks et al., AugMix, ICLR 2020, algorithm 1).
+
+    Without the consistency loss of the paper. The operations are the paper's, which leaves out those of the
+    corruptions that robustness is tested on.
+
+    Args:
+        severity: Largest strength, 1 to 10.
+        width: Number of chains.
+        depth: Longest chain; each has 1 to so many operations.
+        alpha: Parameter of the Dirichlet distribution of the chains' shares, and of the Beta distribution of the
+            mixture's.
+    """
+
+    names = (
+        *("autocontrast", "equalize", "posterize", "rotate", "solarize"),
+        *("shear_x", "shear_y", "translate_x", "translate_y"),
+    )
+
+    def __init__(self, severity: float = 3.0, width: int = 3, depth: int = 3, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.severity, self.width, self.depth, self.alpha = severity, width, depth, alpha
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
+        count = len(image)
+        share_BW = torch.distributions.Dirichlet(torch.full((self.width,), self.alpha)).sample((count,)).to(image)
+        keep_B = torch.distributions.Beta(self.alpha, self.alpha).sample((count,)).to(image)
+        mixture = torch.zeros_like(image)
+        for chain in range(self.width):
+            length_B, changed = torch.randint(1, self.depth + 1, (count,)), image
+            for position in range(self.depth):
+                choice_B = torch.randint(len(self.names), (count,))
+                choice_B[length_B <= position] = -1
+                value_B = self.values(
+                    choice_B, torch.rand(count) * self.severity / 10, torch.randint(2, (count,)) * 2.0 - 1
+                )
+                changed = apply_operations(changed, choice_B, value_B, self.names)
+            mixture += share_BW[:, chain, None, None, None] * changed
+        return torch.lerp(mixture, image, keep_B[:, None, None, None]), label
+
+    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
+        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
+        signed_B = share_B * sign_B
+        by_name = {
+            **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed_B),
+            **dict.fromkeys(("translate_x", "translate_y"), signed_B / 3),
+            "rotate": 30.0 * signed_B,
+            "posterize": 4 - (4 * share_B).floor(),
+            "solarize": 1 - share_B,
+        }
+        return _choose(by_name, choice_B, self.names)
+
+
+def _choose(by_name: Mapping[str, Tensor], choice_B: Tensor, names: tuple[str, ...]) -> Tensor:
+    value_B = torch.zeros(len(choice_B))
+    for number, name in enumerate(names):
+        if name in by_name:
+            value_B = torch.where(choice_B == number, by_name[name], value_B)
+    return value_B

@@ -1,0 +1,23 @@
+"""What is checked and filled in of a data module's options."""
+
+from collections.abc import Sequence
+
+from imgcls.errors import UserError
+
+
+def check(good: bool, option: str, value: object, wanted: str) -> None:
+    """Raise a UserError unless an option's value is good."""
+    if not good:
+        raise UserError(f"--data.{option}: {value} is not {wanted}")
+
+
+def per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
+    """One value for each channel; a single one holds for all."""
+    if len(values) not in (1, channels):
+        raise UserError(f"--data.{option}: {len(values)} values for {channels} channels; give 1 or {channels}")
+    return list(values) * (channels // len(values))
+
+
+def short(names: list[str]) -> str:
+    """The first names and their number."""
+    return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} ({len(names)})"
