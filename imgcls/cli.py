@@ -132,7 +132,7 @@ class ImgclsCLI(LightningCLI):
             raise UserError(explain(str(error), arguments, options)) from error
         checkpoint = self.config[arguments[0]].get("ckpt_path")
         if checkpoint:
-            read_checkpoint(Path(checkpoint))
+            read_checkpoint(Path(checkpoint), "--ckpt_path")
 
     def _refuse_abbreviations(self, arguments: list[str]) -> None:
         """An option that is added later must not change what a script means."""

@@ -71,14 +71,18 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     return LoadedRun(model.eval().requires_grad_(False).to(device), class_names, **facts)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, option: str = "") -> dict[str, Any]:
     """What a checkpoint holds, its tensors mapped into memory; no code in it is run.
+
+    Args:
+        path: The file.
+        option: That named it.
 
     Raises:
         UserError: It is not there, cannot be read, or only by running code in it.
     """
     if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint")
+        raise UserError(f"{option} {path}: there is no such file".lstrip())
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

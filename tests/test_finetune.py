@@ -2,7 +2,10 @@ import copy
 import importlib
 import inspect
 import math
+import os
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +187,41 @@ def test_gradual_goes_on_in_the_middle_of_a_stage(imgcls, stop):
         torch.load(f"{d}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for d in ("whole", "cut")
     )
     assert whole.keys() == resumed.keys() and all(torch.equal(v, resumed[k]) for k, v in whole.items())
+
+
+SPY = """
+import torch
+from lightning import Callback
+
+class Spy(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        parameters = {n: p.detach().clone() for n, p in pl_module.named_parameters()}
+        torch.save(parameters, f"rank{trainer.global_rank}-{trainer.current_epoch}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_gradual_keeps_two_processes_together():
+    Path("spy.py").write_text(SPY)
+    Path("spy.yaml").write_text("trainer: {callbacks: [{class_path: spy.Spy}]}")
+    words = [*TINY, "--config", ROOT / "configs/finetune/gradual.yaml", "--config", "spy.yaml", "--run_dir=run"]
+    words += [
+        "--trainer.max_epochs=3",
+        "--model.backbone.depth=4",
+        "--test_after_fit=false",
+        "--trainer.accelerator=cpu",
+    ]
+    words += ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "imgcls", "fit", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    epochs = [[torch.load(f"rank{r}-{e}.pt", weights_only=True) for r in (0, 1)] for e in range(3)]
+    for first, second in epochs:
+        assert all(torch.equal(value, second[name]) for name, value in first.items())
+    moved = [{n for n in b if not torch.equal(a[n], b[n])} for (a, _), (b, _) in zip(epochs, epochs[1:], strict=False)]
+    assert "backbone.layers.0.0.weight" not in moved[0] and moved[0] > {"head.weight", "head.bias"}
+    assert "backbone.layers.0.0.weight" in moved[1]
 
 
 # ---- LoRA ----

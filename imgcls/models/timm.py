@@ -1,3 +1,4 @@
+import logging
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -5,6 +6,8 @@ from torch import Tensor, nn
 from imgcls.errors import UserError, near
 from imgcls.models.base import Backbone, InputSpec, Stage, count_features
 from imgcls.models.weights import load_weights
+
+log = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
@@ -35,6 +38,8 @@ class TimmBackbone(Backbone):
         arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, **(options or {})}
         if config.fixed_input_size:
             arguments["img_size"] = image_size
+        if channels != config.input_size[0] and weights != "none":
+            log.info(f"{name}: its first layer is adapted from {config.input_size[0]} to {channels} channels")
         self.network = _create(name, weights == "default", arguments)
         if weights not in ("default", "none"):
             load_weights(self.network, weights)
