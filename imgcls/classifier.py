@@ -43,7 +43,8 @@ class Classifier(LightningModule):
         class_weights: Weight of each class in the loss; `balanced`: inversely proportional to its frequency
             in the training part, with mean 1 over the images.
         compile: Compile backbone and head with torch.compile.
-        channels_last: Keep images and weights in channels-last order, which convolutions prefer.
+        channels_last: Keep images and weights in channels-last order. Default: if the backbone has convolutions, which
+            are up to twice as fast in it.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Classifier(LightningModule):
         dropout: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
         compile: bool = False,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone(channels, image_size)
@@ -73,14 +74,16 @@ class Classifier(LightningModule):
         self.trained = self.finetune.prepare(self.backbone)
         self.loss, self.teacher = loss or CrossEntropy(), teacher
         self.optimizer, self.schedule, self.lr, self.weight_decay = optimizer, schedule, lr, weight_decay
-        self.class_weights, self.compile_step, self.channels_last = class_weights, compile, channels_last
+        self.class_weights, self.compile_step = class_weights, compile
+        has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
+        self.channels_last = has_convolution if channels_last is None else channels_last
         # not in the checkpoint: the config and the training data say it again
         self.register_buffer("class_weight", _class_weight(class_weights, num_classes), persistent=False)
         self.train_totals: Tensor | None = None
         self.metrics = nn.ModuleDict({stage: Scores(num_classes, stage) for stage in ("val", "test")})
         self._freeze(epoch=0)
         self.train()  # Lightning starts in the mode that it finds: frozen parts must be in eval mode already
-        if channels_last:
+        if self.channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -268,14 +271,17 @@ class Classifier(LightningModule):
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters by learning rate and weight decay."""
+        no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        scale = {f"backbone.{name}": how.scale for name, how in self.trained.items()}
+        return parameter_groups(self.named_parameters(), scale, self.lr, self.weight_decay, no_decay)
+
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
-        no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
         if self.finetune.solves:
             return None
-        scale = {f"backbone.{name}": how.scale for name, how in self.trained.items()}
-        groups = parameter_groups(self.named_parameters(), scale, self.lr, self.weight_decay, no_decay)
-        optimizer = self.optimizer(groups)
+        optimizer = self.optimizer(self.parameter_groups())
         schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

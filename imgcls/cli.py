@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 RUN_DIR = "IMGCLS_RUN_DIR"
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count")
+WITHOUT_RUN = ("preview", "benchmark")  # verbs that need no weights and leave no run's folder
+NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count", "json", "rounds", "steps")
 
 
 class ImgclsCLI(LightningCLI):
@@ -84,6 +85,7 @@ class ImgclsCLI(LightningCLI):
             "test": loaders,
             "predict": loaders,
             "preview": {"model", "datamodule"},
+            "benchmark": {"model", "datamodule"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -153,7 +155,7 @@ class ImgclsCLI(LightningCLI):
         self.run = self._run_folder(config)
         self.logger_config, config.trainer.logger = config.trainer.logger, False  # see _loggers
         self.unresolved = config.clone()
-        if config.get("ckpt_path") or self.subcommand == "preview":
+        if config.get("ckpt_path") or self.subcommand in WITHOUT_RUN:
             init_args = config.model.init_args.backbone.get("init_args", {})
             if "weights" in init_args:
                 init_args.weights = "none"  # the checkpoint holds them: nothing to download
@@ -224,7 +226,7 @@ class ImgclsCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand == "preview":
+        if subcommand in WITHOUT_RUN:
             return kwargs
         kwargs["weights_only"] = True  # a checkpoint from elsewhere must not run code
         extra = {

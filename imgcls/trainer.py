@@ -7,6 +7,7 @@ from imgcls.callbacks.figures import image_grid, save
 from imgcls.callbacks.predict import PredictionTable
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
 
 
 class Trainer(lightning.Trainer):
@@ -47,3 +48,26 @@ class Trainer(lightning.Trainer):
         save(image_grid(images, titles, columns=count), Path(out))
         print(f"preview: {out}")
         return Path(out)
+
+    def benchmark(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule,
+        json: Path | None = None,
+        rounds: int = 7,
+        steps: int = 30,
+    ) -> dict[str, Any]:
+        """Time each stage of training alone, a bare loop, the whole trainer, and other ways to augment.
+
+        Args:
+            model: What is trained.
+            datamodule: What it is trained on.
+            json: File for all figures.
+            rounds: How often each stage is timed, interleaved; medians are reported.
+            steps: Batches of each stage and round.
+        """
+        from imgcls.commands.benchmark import benchmark
+
+        if rounds < 1 or steps < 2:
+            raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
+        return benchmark(self, model, datamodule, rounds, steps, json)

@@ -3,11 +3,13 @@ import os
 import re
 import warnings
 
+from imgcls.allocator import keep_freed_memory
 from imgcls.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    """fit, validate, test, predict and preview, with every mistake of the user's as a UserError."""
+    """fit, validate, test, predict, preview and benchmark, with every mistake of the user's as a UserError."""
+    keep_freed_memory()
     _set_up_messages()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.augment.base import Augmentation
+from imgcls.data.cache import CachedSource, fits
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.options import check, per_channel, short
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
@@ -54,6 +55,8 @@ class ImageDataModule(LightningDataModule, ABC):
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
+        cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
+            on disk, for all processes and later runs; `none` decodes in each epoch.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
         verify_split: Refuse to test a checkpoint on a split other than its own.
         seed: Set by the run's seed.
@@ -85,6 +88,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train_fraction: float = 1.0,
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
+        cache: str = "memory",
         num_workers: int | None = None,
         verify_split: bool = True,
         seed: int = 0,
@@ -105,7 +109,8 @@ class ImageDataModule(LightningDataModule, ABC):
             f"a number from 0 to {(folds or 1) - 1} (see --data.folds)",
         )
         self.root = Path(root).expanduser() if root else None
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
+        self._caches: dict[tuple[int, int, Frame], Source] = {}
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
@@ -232,14 +237,24 @@ class ImageDataModule(LightningDataModule, ABC):
         workers = self.num_workers
         if workers is None:
             workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+        frame = frame or self.frame(part)
         return DataLoader(
-            BatchDataset(source, index, frame or self.frame(part)),
+            BatchDataset(self._cached(source, index, frame), index, frame),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
+
+    def _cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
+        if source.in_memory or self.cache == "none" or (self.cache == "memory" and not fits(len(index), frame)):
+            return source
+        key = (id(source), len(index), frame)
+        if key not in self._caches:
+            folder = None if self.cache == "memory" else Path(self.cache).expanduser()
+            self._caches[key] = CachedSource(source, index, frame, folder)
+        return self._caches[key]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

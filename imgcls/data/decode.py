@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from imgcls.errors import UserError
@@ -41,13 +42,22 @@ def decode_file(path: Path, frame: Frame) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
             with Image.open(path) as image:
+                if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
+                    return _decode_jpeg(path, frame)
                 if image.format == "JPEG":
                     # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
                     image.draft(None, (frame.resize, frame.resize))
                 return decode(ImageOps.exif_transpose(image), frame)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         reason = "it is empty" if path.is_file() and path.stat().st_size == 0 else error
         raise UserError(f"{path}: cannot be read as an image ({reason}); repair or remove the file") from error
+
+
+def _decode_jpeg(path: Path, frame: Frame) -> Tensor:
+    """A JPEG too small to be scaled while it is decoded: torchvision's decoder and resize are twice as fast."""
+    mode = ImageReadMode.GRAY if frame.channels == 1 else ImageReadMode.RGB
+    content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
+    return frame_batch(decode_jpeg(content, mode, apply_exif_orientation=True)[None], frame)[0]
 
 
 def decode(image: Image.Image, frame: Frame) -> Tensor:
@@ -55,8 +65,7 @@ def decode(image: Image.Image, frame: Frame) -> Tensor:
     image = _to_channels(image, frame.channels)
     width, height = image.size
     if (height, width) != (frame.crop, frame.crop):
-        scale = frame.resize / min(width, height)
-        size = (max(frame.crop, round(width * scale)), max(frame.crop, round(height * scale)))
+        size = _resized(width, height, frame)
         if size != image.size:
             resample = Image.Resampling.BICUBIC if frame.interpolation == "bicubic" else Image.Resampling.BILINEAR
             image = image.resize(size, resample)
@@ -71,9 +80,16 @@ def frame_batch(image: Tensor, frame: Frame) -> Tensor:
     if image.shape[1] != frame.channels:
         image = tv.rgb_to_grayscale(image) if frame.channels == 1 else image.expand(-1, frame.channels, -1, -1)
     if image.shape[-2:] != (frame.crop, frame.crop):
-        image = tv.resize(image, [frame.resize], tv.InterpolationMode(frame.interpolation), antialias=True)
-        image = tv.center_crop(image, [frame.crop, frame.crop])
+        width, height = _resized(image.shape[-1], image.shape[-2], frame)
+        image = tv.resize(image, [height, width], tv.InterpolationMode(frame.interpolation), antialias=True)
+        top, left = (height - frame.crop) // 2, (width - frame.crop) // 2
+        image = image[:, :, top : top + frame.crop, left : left + frame.crop]
     return image.contiguous()
+
+
+def _resized(width: int, height: int, frame: Frame) -> tuple[int, int]:
+    scale = frame.resize / min(width, height)
+    return max(frame.crop, round(width * scale)), max(frame.crop, round(height * scale))
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:

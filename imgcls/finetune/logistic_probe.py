@@ -7,15 +7,16 @@ from torch.nn import functional as F
 from imgcls.finetune.base import Features, FineTune
 from imgcls.models.base import Stage
 
-STRENGTHS = [10.0**k for k in range(2, -7, -1)]
+STRENGTHS = [10.0 ** (k / 2) for k in range(3, -13, -1)]
 
 
 class LogisticProbe(FineTune):
     """The backbone is frozen and run once; the head is a logistic regression, solved by L-BFGS.
 
-    The strongest cheap baseline (as in Radford et al., CLIP, ICML 2021, appendix A.3): features are standardised,
-    the L2 penalty is chosen on the validation images by negative log-likelihood, and the solution is exact up to
-    the tolerance. Learning rate, optimiser, schedule and number of epochs have no say.
+    The strongest cheap baseline (as in Radford et al., CLIP, ICML 2021, appendix A.3). Features are centred and brought
+    to an overall deviation of one; each feature to its own would blow up those that hardly vary. The L2 penalty is
+    chosen on the validation images by negative log-likelihood. Learning rate, optimiser, schedule and number of epochs
+    have no say, and neither has the seed.
 
     Args:
         strengths: Penalties to choose from: the mean loss of an image gets `strength / 2` times the squared weights.
@@ -38,7 +39,7 @@ class LogisticProbe(FineTune):
         assert isinstance(head, nn.Linear)
         feature = train.feature.flatten(0, 1)
         label = train.label.repeat_interleave(train.feature.shape[1])
-        mean, std = feature.mean(0), feature.std(0, correction=0).clamp(min=1e-6)
+        mean, std = feature.mean(0), feature.std(correction=0).clamp(min=1e-6)
         scaled = (feature - mean) / std
         weight = feature.new_zeros(head.out_features, feature.shape[1])
         bias = feature.new_zeros(head.out_features)

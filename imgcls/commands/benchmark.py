@@ -1,0 +1,272 @@
+"""Where the time goes: each stage alone, a bare loop, the whole trainer, and other ways to augment, side by side."""
+
+import contextlib
+import copy
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning import Callback, LightningModule
+from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import Tensor
+
+from imgcls.callbacks.record import RunLogger
+from imgcls.classifier import Classifier
+from imgcls.commands.other_augmentation import stock_kornia, torchvision_per_sample
+from imgcls.data.base import ImageDataModule
+from imgcls.runs.folder import RunFolder, write_json
+
+NOISE = 0.05
+WARM_UP = 3
+Stage = Callable[[int], None]
+"""Handles that many batches."""
+
+
+def benchmark(
+    trainer: lightning.Trainer,
+    model: Classifier,
+    data: ImageDataModule,
+    rounds: int,
+    steps: int,
+    out: Path | None,
+) -> dict[str, Any]:
+    """Time the stages, interleaved, and print a table.
+
+    Args:
+        trainer: Gives device and precision.
+        model: What is trained.
+        data: What it is trained on.
+        rounds: How often each stage is timed; medians are reported.
+        steps: Batches of each stage and round.
+        out: JSON file for all figures.
+
+    Returns:
+        What the JSON file holds.
+    """
+    data.prepare_data()
+    data.setup("fit")
+    steps = min(steps, len(data.train_dataloader()))
+    device = trainer.strategy.root_device
+    bench = _Bench(trainer, model, data, device, steps)
+    stages = bench.stages()
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}
+    for number in range(rounds + 1):
+        for name, stage in stages.items():
+            timed = _time(stage, steps, device)
+            if name == "whole trainer":
+                timed = bench.trainer_seconds
+            if number:  # the first round warms up
+                seconds[name].append(timed)
+    result = _summary(seconds, steps * bench.batch_size, steps)
+    result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
+    result |= {"batch_size": bench.batch_size, "peak_memory_mib": _peak_memory(device)}
+    _print(result, data)
+    if out is not None:
+        write_json(Path(out), result)
+    return result
+
+
+class _Bench:
+    def __init__(
+        self, trainer: lightning.Trainer, model: Classifier, data: ImageDataModule, device: torch.device, steps: int
+    ) -> None:
+        self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
+        self.bare = copy.deepcopy(model).to(device)
+        self.optimizer = model.optimizer(self.bare.parameter_groups())
+        self.batches = list(self._fetch(steps))
+        self.batch_size = len(self.batches[0]["label"])
+        self.images = torch.cat([b["image"] for b in self.batches]).to(device)
+        self.labels = torch.cat([b["label"] for b in self.batches]).to(device)
+        self.ready = [self._prepare(*self._slice(k)) for k in range(min(steps, 4))]
+        self.folder = tempfile.TemporaryDirectory(prefix="imgcls-benchmark-")
+        run = RunFolder(Path(self.folder.name) / "run")
+        offline = WandbLogger(save_dir=self.folder.name, offline=True, mode="offline")
+        self.loggers: list[Logger] = [RunLogger(run), offline]
+        self.trainer_seconds = (0.0, 0.0)
+
+    def stages(self) -> dict[str, Stage]:
+        """Each stage by its name, in the order of an image's way."""
+        stages: dict[str, Stage] = {
+            "fetch (decode, resize, batch)": lambda steps: _drain(self._fetch(steps)),
+            "transfer to the device": self._transfer,
+        }
+        if self.data.augment is not None:
+            stages["augment and normalise"] = lambda steps: self._augment(self._prepare, steps)
+            for name, other in (("stock Kornia", stock_kornia), ("torchvision v2 per image", torchvision_per_sample)):
+                way = other(self.data)
+                if way is not None:
+                    stages[f"  {name}"] = lambda steps, way=way: self._augment(way, steps)  # type: ignore[misc]
+        stages["forward, backward, step"] = self._step_only
+        stages["bare loop"] = self._bare_loop
+        stages["bare loop again (A/A)"] = self._bare_loop
+        stages["whole trainer"] = self._whole_trainer
+        return stages
+
+    def _fetch(self, steps: int) -> Iterator[dict[str, Tensor]]:
+        for number, batch in enumerate(self.data.train_dataloader()):
+            if number == steps:
+                return
+            yield batch
+
+    def _transfer(self, steps: int) -> None:
+        for batch in self.batches[:steps]:
+            batch["image"].to(self.device, copy=True)
+
+    def _slice(self, number: int) -> tuple[Tensor, Tensor]:
+        here = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.images[here], self.labels[here]
+
+    @torch.no_grad()
+    def _prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        if self.data.augment is not None:
+            image, label = self.data.augment(image, label)
+        return self.data.normalize(image), label
+
+    def _augment(self, way: Callable[[Tensor, Tensor], Any], steps: int) -> None:
+        for number in range(steps):
+            way(*self._slice(number))
+
+    def _step(self, image: Tensor, label: Tensor) -> None:
+        with self.trainer.precision_plugin.train_step_context():
+            loss = self.bare.loss(self.bare(image), label, None)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _step_only(self, steps: int) -> None:
+        self.bare.train()
+        for number in range(steps):
+            self._step(*self.ready[number % len(self.ready)])
+
+    def _bare_loop(self, steps: int) -> None:
+        """What one writes by hand: images in memory, the same augmentation, model and optimiser, nothing else."""
+        self.bare.train()
+        order = torch.randperm(len(self.images), device=self.device)
+        for number in range(steps):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            self._step(*self._prepare(self.images[index], self.labels[index]))
+
+    def _whole_trainer(self, steps: int) -> None:
+        """Lightning with our modules, a progress bar, metrics.csv and W&B's offline record."""
+        clock = _Clock(steps)
+        options: dict[str, Any] = {"accelerator": self.device.type, "devices": 1, "precision": self.trainer.precision}
+        options |= {"max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0, "callbacks": [clock]}
+        options |= {"enable_checkpointing": False, "enable_model_summary": False, "use_distributed_sampler": False}
+        options |= {"log_every_n_steps": self.trainer.log_every_n_steps, "default_root_dir": self.folder.name}  # type: ignore[attr-defined]
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+            trainer = lightning.Trainer(**options, logger=self.loggers)
+            trainer.fit(copy.deepcopy(self.model), datamodule=self.data)
+        self.trainer_seconds = clock.elapsed
+
+
+class _Clock(Callback):
+    """Wall and CPU seconds of all batches but the first few, which warm up, scaled to all."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.warm_up = steps, min(WARM_UP, steps - 1)
+        self.elapsed = (0.0, 0.0)
+
+    def on_train_batch_start(  # noqa: D102
+        self, trainer: lightning.Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.warm_up:
+            self.started = _clocks(pl_module.device)
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: lightning.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.steps - 1:
+            # the first counted batch was fetched before the clock started: one interval less than batches
+            share = self.steps / max(1, self.steps - self.warm_up)
+            now = _clocks(pl_module.device)
+            self.elapsed = ((now[0] - self.started[0]) * share, (now[1] - self.started[1]) * share)
+
+
+def _time(stage: Stage, steps: int, device: torch.device) -> tuple[float, float]:
+    before = _clocks(device)
+    stage(steps)
+    after = _clocks(device)
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _clocks(device: torch.device) -> tuple[float, float]:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter(), time.process_time()
+
+
+def _drain(batches: Iterator[Any]) -> None:
+    for _ in batches:
+        pass
+
+
+def _summary(seconds: dict[str, list[tuple[float, float]]], images: int, steps: int) -> dict[str, Any]:
+    stages: dict[str, dict[str, Any]] = {}
+    for name, rounds in seconds.items():
+        wall, cpu_time = (statistics.median(r[k] for r in rounds) for k in (0, 1))
+        stages[name.strip()] = {
+            "images_per_second": images / wall,
+            "ms_per_batch": 1000 * wall / steps,
+            "cpu_ms_per_batch": 1000 * cpu_time / steps,
+            "seconds": [r[0] for r in rounds],
+        }
+    pairs = {n: [r[0] for r in rounds] for n, rounds in seconds.items()}
+    again = statistics.median(a / b for a, b in zip(pairs["bare loop"], pairs["bare loop again (A/A)"], strict=True))
+    whole = statistics.median(b / w for b, w in zip(pairs["bare loop"], pairs["whole trainer"], strict=True))
+    cpu = [b[1] / w[1] for b, w in zip(seconds["bare loop"], seconds["whole trainer"], strict=True)]
+    ratios: dict[str, float] = {
+        "a_over_a": again,
+        "trainer_over_bare_loop": whole,
+        "trainer_over_bare_loop_cpu": statistics.median(cpu),
+    }
+    for name in ("stock Kornia", "torchvision v2 per image"):
+        if name in stages:
+            own = [o / s for o, s in zip(pairs[f"  {name}"], pairs["augment and normalise"], strict=True)]
+            ratios[f"augmentation_over_{name.split()[0]}_{name.split()[1].lower()}"] = statistics.median(own)
+    return {"stages": stages, "ratios": ratios, "valid": abs(again - 1) <= NOISE}
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+ADVICE = {
+    "fetch (decode, resize, batch)": "more --data.num_workers, smaller image files",
+    "transfer to the device": "larger batches; images already travel as uint8",
+    "augment and normalise": "--data.augment.compile=true, fewer or cheaper operations, LinearColorJitter",
+    "forward, backward, step": "a smaller model, --model.compile=true, on a GPU --trainer.precision=bf16-mixed",
+}
+
+
+def _print(result: dict[str, Any], data: ImageDataModule) -> None:
+    print(
+        f"\n{result['batches']} batches of {result['batch_size']} on {result['device']}, {result['threads']} threads, ",
+        end="",
+    )
+    print(
+        f"median of {result['rounds']} interleaved rounds\n\n{'stage':<34}{'images/s':>12}{'ms/batch':>11}{'CPU ms':>9}"
+    )
+    for name, figures in result["stages"].items():
+        columns = (
+            f"{figures['images_per_second']:>12,.0f}{figures['ms_per_batch']:>11.2f}{figures['cpu_ms_per_batch']:>9.2f}"
+        )
+        print(f"{name:<34}{columns}")
+    print()
+    for name, value in result["ratios"].items():
+        print(f"{name:<46}{value:>8.2f}")
+    alone = {name: result["stages"][name]["images_per_second"] for name in ADVICE if name in result["stages"]}
+    slowest = min(alone, key=alone.__getitem__)
+    print(f"\nslowest stage: {slowest}; what helps: {ADVICE[slowest]}")
+    print(f"peak memory: {result['peak_memory_mib']:,.0f} MiB")
+    if not result["valid"]:
+        print(f"VOID: the same loop twice differs by more than {NOISE:.0%}; repeat on a quiet machine, more --steps")

@@ -1,0 +1,104 @@
+"""Decoded images, kept after they were decoded once: in memory, or in a folder that ranks and runs share."""
+
+import hashlib
+import mmap
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.data.decode import Frame
+from imgcls.data.sources import Source
+from imgcls.errors import UserError
+
+SHARE = 0.25  # of the memory that is free now; the rest is for the model and for others
+
+
+class CachedSource(Source):
+    """A source whose images are decoded when they are first asked for, and then read from one block of uint8.
+
+    The block is shared by all processes that load for this one, and filled by whichever comes first. In a folder, it
+    is shared by all processes of the machine and by later runs with the same images and frame.
+
+    Args:
+        source: Where images come from.
+        index: Which of its images are asked for, (N,).
+        frame: How they are framed; other frames go to the source.
+        folder: Folder of caches; None keeps the block in memory.
+    """
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame, folder: Path | None) -> None:
+        super().__init__(source.label, source.names)
+        self.source, self.frame = source, frame
+        self.row = np.full(len(source), -1)
+        self.row[index] = np.arange(len(index))
+        shape = (len(index), frame.channels, frame.crop, frame.crop)
+        size = int(np.prod(shape))
+        # the last bytes say of each image whether it is there: set after its pixels were written
+        block = (
+            mmap.mmap(-1, size + len(index))
+            if folder is None
+            else _open(folder, _key(source, index, frame), size, len(index))
+        )
+        content = np.frombuffer(block, dtype=np.uint8)
+        self.image, self.there = content[:size].reshape(shape), content[size:]
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        rows: np.ndarray = self.row[list(index)]
+        if frame != self.frame or (rows < 0).any():
+            return self.source.images(index, frame)
+        missing = np.flatnonzero(self.there[rows] == 0)
+        if len(missing):
+            decoded = self.source.images([index[k] for k in missing.tolist()], frame)
+            self.image[rows[missing]] = decoded.numpy()
+            self.there[rows[missing]] = 1
+        return torch.from_numpy(self.image[rows])
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return self.source.fingerprint()
+
+
+def fits(count: int, frame: Frame) -> bool:
+    """Whether so many framed images may be kept in memory, for processes that are forked from this one."""
+    if multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or not hasattr(os, "fork"):
+        return False
+    needed = count * frame.channels * frame.crop**2
+    return needed <= SHARE * _free_memory()
+
+
+def _free_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _key(source: Source, index: np.ndarray, frame: Frame) -> str:
+    text = f"{source.fingerprint()} {frame} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _open(folder: Path, key: str, size: int, count: int) -> mmap.mmap:
+    """The cache file of that key, made if it is not there; several processes may come at once."""
+    path = folder / f"{key}.images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.stat().st_size != size + count:
+            path.unlink(missing_ok=True)
+            fresh = path.with_suffix(f".{os.getpid()}")
+            with open(fresh, "wb") as file:
+                file.truncate(size + count)  # sparse: it takes room as it is filled
+            try:
+                os.link(fresh, path)
+            except FileExistsError:
+                pass  # another process was faster
+            fresh.unlink()
+        with open(path, "r+b") as file:
+            return mmap.mmap(file.fileno(), size + count)
+    except OSError as error:
+        raise UserError(f"--data.cache {folder}: cannot be used ({error}); name another folder, or none") from error
