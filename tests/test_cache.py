@@ -67,7 +67,7 @@ def test_workers_fill_one_block(photos, workers):
     data = FolderData(root=str(photos), image_size=16, batch_size=8, num_workers=workers)
     data.setup("fit")
     first = [b["image"] for b in data.ordered_batches("train", augmented=False)]
-    (cached,) = data._caches.values()
+    (cached,) = data.caches.made.values()
     assert cached.there.all()
     again = [b["image"] for b in data.ordered_batches("train", augmented=False)]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -78,7 +78,7 @@ def test_what_does_not_fit_is_decoded_in_each_epoch(photos, monkeypatch):
     data = FolderData(root=str(photos), image_size=16, batch_size=8, num_workers=0)
     data.setup("fit")
     list(data.train_dataloader())
-    assert not data._caches
+    assert not data.caches.made
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.augment.base import Augmentation
-from imgcls.data.cache import CachedSource, fits
+from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.options import check, per_channel, short
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
@@ -94,8 +94,8 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for option, value in {"val_fraction": val_fraction, "test_fraction": test_fraction}.items():
-            check(0 <= value < 1, option, value, "a share from 0 to below 1")
+        check(0 <= val_fraction < 1, "val_fraction", val_fraction, "a share from 0 to below 1")
+        check(0 <= test_fraction < 1, "test_fraction", test_fraction, "a share from 0 to below 1")
         check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
         check(batch_size > 0, "batch_size", batch_size, "a positive number")
         check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
@@ -109,8 +109,7 @@ class ImageDataModule(LightningDataModule, ABC):
             f"a number from 0 to {(folds or 1) - 1} (see --data.folds)",
         )
         self.root = Path(root).expanduser() if root else None
-        self.batch_size, self.num_workers, self.cache = batch_size, num_workers, cache
-        self._caches: dict[tuple[int, int, Frame], Source] = {}
+        self.batch_size, self.num_workers, self.caches = batch_size, num_workers, Caches(cache)
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
@@ -239,22 +238,13 @@ class ImageDataModule(LightningDataModule, ABC):
             workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
         frame = frame or self.frame(part)
         return DataLoader(
-            BatchDataset(self._cached(source, index, frame), index, frame),
+            BatchDataset(self.caches.cached(source, index, frame), index, frame),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
-
-    def _cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
-        if source.in_memory or self.cache == "none" or (self.cache == "memory" and not fits(len(index), frame)):
-            return source
-        key = (id(source), len(index), frame)
-        if key not in self._caches:
-            folder = None if self.cache == "memory" else Path(self.cache).expanduser()
-            self._caches[key] = CachedSource(source, index, frame, folder)
-        return self._caches[key]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -62,6 +62,28 @@ class CachedSource(Source):
         return self.source.fingerprint()
 
 
+class Caches:
+    """The caches of a data module.
+
+    Args:
+        where: `memory`, `none`, or a folder.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.made: dict[tuple[int, int, Frame], CachedSource] = {}
+
+    def cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
+        """The source with a cache for the images of that index and frame, where one is wanted and has room."""
+        if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), frame)):
+            return source
+        key = (id(source), len(index), frame)
+        if key not in self.made:
+            folder = None if self.where == "memory" else Path(self.where).expanduser()
+            self.made[key] = CachedSource(source, index, frame, folder)
+        return self.made[key]
+
+
 def fits(count: int, frame: Frame) -> bool:
     """Whether so many framed images may be kept in memory, for processes that are forked from this one."""
     if multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or not hasattr(os, "fork"):
