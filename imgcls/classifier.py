@@ -13,7 +13,7 @@ from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
-from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, parameter_groups
+from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups
 from imgcls.scores import Scores
 
 log = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ class Classifier(LightningModule):
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
         if self.finetune.solves:
             return None
-        optimizer = self.optimizer(self.parameter_groups())
+        optimizer = fast(self.optimizer(self.parameter_groups()))
         schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -26,7 +26,7 @@ from imgcls.explain import explain
 from imgcls.load import read_checkpoint
 from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
-from imgcls.trainer import Trainer
+from imgcls.trainer import REFRESH, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -207,12 +207,15 @@ class ImgclsCLI(LightningCLI):
                 RunLogger(self.run),
                 *build_loggers(self.logger_config, self.run, self._experiment(), text),
             ]
-        callbacks = [
+        callbacks: list[Callback] = [
             Outputs(self.run),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
         ]
-        config["trainer"]["callbacks"] = [*(config["trainer"]["callbacks"] or []), *callbacks]
+        given = config["trainer"]["callbacks"] or []
+        if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
+            callbacks.append(TQDMProgressBar(REFRESH))
+        config["trainer"]["callbacks"] = [*given, *callbacks]
         return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
 
     def _experiment(self) -> str:

@@ -42,6 +42,15 @@ def parameter_groups(
     return list(groups.values())
 
 
+def fast(optimizer: Optimizer) -> Optimizer:
+    """Let an optimiser of torch's that can update all parameters in one kernel do so, unless it was told otherwise."""
+    for group in optimizer.param_groups:
+        floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
+        if group.get("fused", False) is None and not (group["foreach"] or group.get("differentiable")) and floats:
+            group["fused"] = True
+    return optimizer
+
+
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then a half cosine (Loshchilov and Hutter, SGDR, ICLR 2017, eq. 5, one cycle).
 

@@ -9,6 +9,8 @@ from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 
+REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
+
 
 class Trainer(lightning.Trainer):
     """Lightning's Trainer, plus the verbs of ours that need data and model."""

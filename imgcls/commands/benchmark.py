@@ -15,6 +15,7 @@ from typing import Any
 import lightning
 import torch
 from lightning import Callback, LightningModule
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
@@ -22,7 +23,9 @@ from imgcls.callbacks.record import RunLogger
 from imgcls.classifier import Classifier
 from imgcls.commands.other_augmentation import stock_kornia, torchvision_per_sample
 from imgcls.data.base import ImageDataModule
+from imgcls.optim import fast
 from imgcls.runs.folder import RunFolder, write_json
+from imgcls.trainer import REFRESH
 
 NOISE = 0.05
 WARM_UP = 3
@@ -80,7 +83,7 @@ class _Bench:
     ) -> None:
         self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
         self.bare = copy.deepcopy(model).to(device)
-        self.optimizer = model.optimizer(self.bare.parameter_groups())
+        self.optimizer = fast(model.optimizer(self.bare.parameter_groups()))
         self.batches = list(self._fetch(steps))
         self.batch_size = len(self.batches[0]["label"])
         self.images = torch.cat([b["image"] for b in self.batches]).to(device)
@@ -158,7 +161,12 @@ class _Bench:
         """Lightning with our modules, a progress bar, metrics.csv and W&B's offline record."""
         clock = _Clock(steps)
         options: dict[str, Any] = {"accelerator": self.device.type, "devices": 1, "precision": self.trainer.precision}
-        options |= {"max_epochs": 1, "limit_train_batches": steps, "limit_val_batches": 0, "callbacks": [clock]}
+        options |= {
+            "max_epochs": 1,
+            "limit_train_batches": steps,
+            "limit_val_batches": 0,
+            "callbacks": [clock, TQDMProgressBar(REFRESH)],
+        }
         options |= {"enable_checkpointing": False, "enable_model_summary": False, "use_distributed_sampler": False}
         options |= {"log_every_n_steps": self.trainer.log_every_n_steps, "default_root_dir": self.folder.name}  # type: ignore[attr-defined]
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):

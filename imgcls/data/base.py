@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from imgcls.augment.base import Augmentation
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
-from imgcls.data.options import check, per_channel, short
+from imgcls.data.options import check, per_channel, seed_step, short
 from imgcls.data.sampling import EvalBatches, TrainBatches, split
 from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
 from imgcls.errors import UserError
@@ -266,7 +266,7 @@ class ImageDataModule(LightningDataModule, ABC):
             # One seed a step: every rank draws its own numbers (after seed_everything all would draw the
             # same), and a resumed run draws what the uninterrupted one would have, dropout included.
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            torch.manual_seed(self.step_seed(trainer.current_epoch, step, trainer.global_rank))
+            seed_step(self.step_seed(trainer.current_epoch, step, trainer.global_rank), image.device)
         if image.ndim == 3:  # cached features (B, 1 + views, F), see use_features
             if trainer.training and image.shape[1] > 1:
                 view = torch.randint(image.shape[1], (len(image),)).to(image.device)
