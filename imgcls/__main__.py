@@ -18,6 +18,7 @@ VERBS = {
         "class names and probabilities: --run RUN_DIR [--data.root=FOLDER] [--out FILE.csv]",
     ),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
+    "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
 }

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
@@ -30,9 +31,9 @@ from imgcls.trainer import REFRESH, Trainer
 
 log = logging.getLogger(__name__)
 
-RUN_DIR = "IMGCLS_RUN_DIR"
+RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-WITHOUT_RUN = ("preview", "benchmark")  # verbs that need no weights and leave no run's folder
+WITHOUT_RUN = ("preview", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
 NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count", "json", "rounds", "steps")
 
 
@@ -86,6 +87,7 @@ class ImgclsCLI(LightningCLI):
             "predict": loaders,
             "preview": {"model", "datamodule"},
             "benchmark": {"model", "datamodule"},
+            "find_lr": {"model", "datamodule"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -190,7 +192,7 @@ class ImgclsCLI(LightningCLI):
         """Text of config.yaml: complete, with what data and weights decided written out."""
         config = self.unresolved
         config.trainer.logger = self.logger_config
-        for fact in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
+        for fact in ("batch_size", "image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
             if fact in config.data.init_args:
                 config.data.init_args[fact] = getattr(self.datamodule, fact)
         for overruled in ("lr", "weight_decay"):  # defaults of the optimiser; the model's own set each group
@@ -201,6 +203,8 @@ class ImgclsCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its record, its predictions, its folder."""
         config = self.config_init[self.subcommand]
+        if self.datamodule.batch_size == "auto":
+            self._choose_batch_size()
         text = self._resolved()
         if self.subcommand == "fit":
             kwargs["logger"] = [
@@ -217,6 +221,18 @@ class ImgclsCLI(LightningCLI):
             callbacks.append(TQDMProgressBar(REFRESH))
         config["trainer"]["callbacks"] = [*given, *callbacks]
         return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+
+    def _choose_batch_size(self) -> None:
+        """Measure once: processes that Lightning starts for DDP take over the choice of the first."""
+        from imgcls.commands.batch_size import best_batch_size
+
+        if BATCH_SIZE not in os.environ:
+            accelerator = self.config[self.subcommand].trainer.accelerator
+            on_gpu = torch.cuda.is_available() and accelerator != "cpu"
+            chosen = best_batch_size(self.model, self.datamodule, torch.device("cuda" if on_gpu else "cpu"))
+            os.environ[BATCH_SIZE] = str(chosen)
+            log.info(f"--data.batch_size=auto: {chosen}")
+        self.datamodule.batch_size = int(os.environ[BATCH_SIZE])
 
     def _experiment(self) -> str:
         """The name given, or that of the last config, with its folders below experiments/."""

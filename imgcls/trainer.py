@@ -73,3 +73,22 @@ class Trainer(lightning.Trainer):
         if rounds < 1 or steps < 2:
             raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
         return benchmark(self, model, datamodule, rounds, steps, json)
+
+    def find_lr(
+        self, model: Classifier, datamodule: ImageDataModule, out: Path = Path("find_lr.png"), steps: int = 100
+    ) -> float:
+        """Suggest a learning rate: raise it from step to step and see where the loss falls fastest.
+
+        Args:
+            model: The model; it is not changed.
+            datamodule: The data to train on.
+            out: PNG file of the curve.
+            steps: Number of steps.
+        """
+        from imgcls.commands.find_lr import find_lr
+
+        if steps < 10:
+            raise UserError(f"--steps {steps}: give at least 10")
+        best = find_lr(model, datamodule, self.strategy.root_device, out, steps)
+        print(f"the loss falls fastest at --model.lr={best:.1e}; curve: {out}")
+        return best

@@ -20,6 +20,7 @@ def clean(monkeypatch, tmp_path):
     monkeypatch.delenv("IMGCLS_RUN_DIR", raising=False)
     yield
     os.environ.pop("IMGCLS_RUN_DIR", None)
+    os.environ.pop("IMGCLS_BATCH_SIZE", None)
 
 
 def write_image(path: Path, label: int, size: tuple[int, int] = (40, 32), seed: int = 0) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning
 import torch
+import wandb
 from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -58,28 +59,42 @@ def benchmark(
     data.setup("fit")
     steps = min(steps, len(data.train_dataloader()))
     device = trainer.strategy.root_device
-    bench = _Bench(trainer, model, data, device, steps)
-    stages = bench.stages()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}
-    for number in range(rounds + 1):
-        for name, stage in stages.items():
-            timed = _time(stage, steps, device)
-            if name == "whole trainer":
-                timed = bench.trainer_seconds
-            if number:  # the first round warms up
-                seconds[name].append(timed)
+    with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
+        bench = _Bench(trainer, model, data, device, steps, folder)
+        seconds = _rounds(bench, rounds)
+        wandb.finish()
     result = _summary(seconds, steps * bench.batch_size, steps)
     result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
     result |= {"batch_size": bench.batch_size, "peak_memory_mib": _peak_memory(device)}
-    _print(result, data)
+    _print(result)
     if out is not None:
         write_json(Path(out), result)
     return result
 
 
+def _rounds(bench: "_Bench", rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Wall and CPU seconds of each stage in each round."""
+    stages = bench.stages()
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}
+    for number in range(rounds + 1):
+        for name, stage in stages.items():
+            timed = _time(stage, bench.steps, bench.device)
+            if name == "whole trainer":
+                timed = bench.trainer_seconds
+            if number:  # the first round warms up
+                seconds[name].append(timed)
+    return seconds
+
+
 class _Bench:
     def __init__(
-        self, trainer: lightning.Trainer, model: Classifier, data: ImageDataModule, device: torch.device, steps: int
+        self,
+        trainer: lightning.Trainer,
+        model: Classifier,
+        data: ImageDataModule,
+        device: torch.device,
+        steps: int,
+        folder: str,
     ) -> None:
         self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
         self.bare = copy.deepcopy(model).to(device)
@@ -89,9 +104,9 @@ class _Bench:
         self.images = torch.cat([b["image"] for b in self.batches]).to(device)
         self.labels = torch.cat([b["label"] for b in self.batches]).to(device)
         self.ready = [self._prepare(*self._slice(k)) for k in range(min(steps, 4))]
-        self.folder = tempfile.TemporaryDirectory(prefix="imgcls-benchmark-")
-        run = RunFolder(Path(self.folder.name) / "run")
-        offline = WandbLogger(save_dir=self.folder.name, offline=True, mode="offline")
+        self.folder = folder
+        run = RunFolder(Path(folder) / "run")
+        offline = WandbLogger(save_dir=folder, offline=True, mode="offline")
         self.loggers: list[Logger] = [RunLogger(run), offline]
         self.trainer_seconds = (0.0, 0.0)
 
@@ -168,7 +183,7 @@ class _Bench:
             "callbacks": [clock, TQDMProgressBar(REFRESH)],
         }
         options |= {"enable_checkpointing": False, "enable_model_summary": False, "use_distributed_sampler": False}
-        options |= {"log_every_n_steps": self.trainer.log_every_n_steps, "default_root_dir": self.folder.name}  # type: ignore[attr-defined]
+        options |= {"log_every_n_steps": self.trainer.log_every_n_steps, "default_root_dir": self.folder}  # type: ignore[attr-defined]
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
             trainer = lightning.Trainer(**options, logger=self.loggers)
             trainer.fit(copy.deepcopy(self.model), datamodule=self.data)
@@ -256,7 +271,7 @@ ADVICE = {
 }
 
 
-def _print(result: dict[str, Any], data: ImageDataModule) -> None:
+def _print(result: dict[str, Any]) -> None:
     print(
         f"\n{result['batches']} batches of {result['batch_size']} on {result['device']}, {result['threads']} threads, ",
         end="",

@@ -23,7 +23,8 @@ Way = Callable[[Tensor, Tensor], Any]
 def stock_kornia(data: ImageDataModule) -> Way | None:
     """Kornia's own operations on float images; None if one of ours has no counterpart there."""
     operations = _operations(data.augment, _as_kornia)
-    if operations is None:
+    gray_jitter = data.channels == 1 and any(isinstance(o, K.ColorJitter) for o in operations or ())
+    if operations is None or gray_jitter:  # Kornia's jitter takes RGB only
         return None
     operations.append(K.Normalize(torch.tensor(data.mean), torch.tensor(data.std)))
     run = K.AugmentationSequential(*operations, data_keys=["input"])

@@ -34,7 +34,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         root: Folder of the data.
-        batch_size: Images of one batch of one process.
+        batch_size: Images of one batch of one process; `auto` measures, before training, which is fast and fits.
         image_size: Side of the square images that the model gets, in pixels. Default: what the backbone's
             weights were trained on, else the source's own size, else 224.
         train_size: Side of training images, where it differs: below the test size, objects appear as large in both
@@ -71,7 +71,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def __init__(
         self,
         root: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = 64,
         image_size: int | None = None,
         train_size: int | None = None,
         channels: Literal[1, 3] | None = None,
@@ -97,7 +97,7 @@ class ImageDataModule(LightningDataModule, ABC):
         check(0 <= val_fraction < 1, "val_fraction", val_fraction, "a share from 0 to below 1")
         check(0 <= test_fraction < 1, "test_fraction", test_fraction, "a share from 0 to below 1")
         check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
-        check(batch_size > 0, "batch_size", batch_size, "a positive number")
+        check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
         check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
         check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
         check(repeats > 0, "repeats", repeats, "a positive number")
@@ -109,7 +109,8 @@ class ImageDataModule(LightningDataModule, ABC):
             f"a number from 0 to {(folds or 1) - 1} (see --data.folds)",
         )
         self.root = Path(root).expanduser() if root else None
-        self.batch_size, self.num_workers, self.caches = batch_size, num_workers, Caches(cache)
+        self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
+        self.num_workers, self.caches = num_workers, Caches(cache)
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels

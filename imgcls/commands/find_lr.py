@@ -1,0 +1,107 @@
+import copy
+import math
+from itertools import count
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from imgcls.callbacks.figures import save
+from imgcls.classifier import Classifier
+from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
+from imgcls.optim import fast
+
+SMOOTHING = 0.95
+
+
+def find_lr(
+    model: Classifier,
+    data: ImageDataModule,
+    device: torch.device,
+    out: Path,
+    steps: int = 100,
+    smallest: float = 1e-6,
+    largest: float = 10.0,
+) -> float:
+    """Raise the learning rate from step to step, and see where the loss falls fastest (Smith, WACV 2017, section 3.3).
+
+    A copy of the model is trained with its own optimiser, loss and augmentation. All parameter groups rise together,
+    in the proportions that fine-tuning gives them. The search ends where the loss, averaged over steps, has doubled.
+
+    Args:
+        model: The model; it is not changed.
+        data: The data module.
+        device: Where to train.
+        out: PNG file of the curve.
+        steps: Number of steps.
+        smallest: First learning rate.
+        largest: Last learning rate, if the loss bears it.
+
+    Returns:
+        The learning rate at which the smoothed loss falls fastest.
+    """
+    data.prepare_data()
+    data.setup("fit")
+    model = copy.deepcopy(model).to(device).train()
+    groups = model.parameter_groups()
+    if not groups or model.finetune.solves:
+        raise UserError("find_lr: nothing is trained by steps here; choose another --model.finetune")
+    optimizer = fast(model.optimizer(groups))
+    share = [group["lr"] / model.lr for group in optimizer.param_groups]
+    rates, losses, average = [], [], 0.0
+    loader = data.train_dataloader()
+    batches = (batch for epoch in count() for batch in _epoch(loader, epoch))
+    for step in range(steps):
+        batch = next(batches)
+        rate = smallest * (largest / smallest) ** (step / (steps - 1))
+        for group, factor in zip(optimizer.param_groups, share, strict=True):
+            group["lr"] = rate * factor
+        torch.manual_seed(data.step_seed(0, step))
+        with torch.no_grad():
+            image, label = batch["image"].to(device), batch["label"].to(device)
+            if data.augment is not None:
+                image, label = data.augment(image, label)
+            image = data.normalize(image)
+        loss = model.loss(model(image), label, None)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        average = SMOOTHING * average + (1 - SMOOTHING) * loss.item()
+        rates.append(rate)
+        losses.append(average / (1 - SMOOTHING ** (step + 1)))
+        if not math.isfinite(loss.item()) or losses[-1] > 2 * min(losses):
+            break
+    best = steepest(rates, losses)
+    save(_figure(rates, losses, best), Path(out))
+    return best
+
+
+def steepest(rates: list[float], losses: list[float]) -> float:
+    """The rate at which the loss falls fastest per factor of the rate, before its minimum.
+
+    Raises:
+        UserError: The loss never falls.
+    """
+    finite = [k for k, loss in enumerate(losses) if math.isfinite(loss)]
+    end = min(finite, key=losses.__getitem__, default=0)
+    if end < 2:
+        raise UserError("find_lr: the loss does not fall at any learning rate; look at the labels and the model")
+    slope = {k: (losses[k + 1] - losses[k - 1]) / math.log(rates[k + 1] / rates[k - 1]) for k in range(1, end)}
+    return rates[min(slope, key=slope.__getitem__)]
+
+
+def _epoch(loader: torch.utils.data.DataLoader, epoch: int):  # type: ignore[no-untyped-def]
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    yield from loader
+
+
+def _figure(rates: list[float], losses: list[float], best: float) -> Figure:
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="#1f6feb")
+    axes.axvline(best, color="#8a8f98", linestyle="--", label=f"falls fastest: {best:.1e}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="smoothed loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
