@@ -42,6 +42,7 @@ class Classifier(LightningModule):
         dropout: Before the head.
         class_weights: Weight of each class in the loss; `balanced`: inversely proportional to its frequency
             in the training part, with mean 1 over the images.
+        flip_at_test: Outside of training, average the logits of an image and of its mirror image.
         compile: Compile backbone and head with torch.compile.
         channels_last: Keep images and weights in channels-last order. Default: if the backbone has convolutions, which
             are up to twice as fast in it.
@@ -62,6 +63,7 @@ class Classifier(LightningModule):
         weight_decay: float = 0.05,
         dropout: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
+        flip_at_test: bool = False,
         compile: bool = False,
         channels_last: bool | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class Classifier(LightningModule):
         self.trained = self.finetune.prepare(self.backbone)
         self.loss, self.teacher = loss or CrossEntropy(), teacher
         self.optimizer, self.schedule, self.lr, self.weight_decay = optimizer, schedule, lr, weight_decay
-        self.class_weights, self.compile_step = class_weights, compile
+        self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
         self.channels_last = has_convolution if channels_last is None else channels_last
         # not in the checkpoint: the config and the training data say it again
@@ -235,7 +237,10 @@ class Classifier(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Logits, label (-1 where unknown) and index of a batch."""
-        return {"logits": self(batch["image"]).float(), "label": batch["label"], "index": batch["index"]}
+        logits = self(batch["image"])
+        if self.flip_at_test and batch["image"].ndim == 4:
+            logits = (logits + self(batch["image"].flip(-1))) / 2
+        return {"logits": logits.float(), "label": batch["label"], "index": batch["index"]}
 
     def _evaluate(self, batch: Batch, stage: str) -> Batch:
         output = self.predict_step(batch, 0)

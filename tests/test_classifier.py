@@ -210,6 +210,17 @@ def test_mixed_soft_labels_train():
     assert math.isfinite(trainer.callback_metrics["train/loss"])
 
 
+def test_flipped_images_count_as_much_as_the_images():
+    model = classifier(flip_at_test=True).eval()
+    image = torch.rand(3, 1, 28, 28)
+    batch = {"image": image, "label": torch.zeros(3), "index": torch.arange(3)}
+    with torch.no_grad():
+        logits = model.predict_step(batch, 0)["logits"]
+        torch.testing.assert_close(logits, (model(image) + model(image.flip(-1))) / 2)
+        mirrored = model.predict_step({**batch, "image": image.flip(-1)}, 0)["logits"]
+    torch.testing.assert_close(logits, mirrored)
+
+
 def test_every_step_draws_anew_and_a_run_repeats():
     class Spy(nn.Module):
         draws: list[float] = []
