@@ -1,0 +1,73 @@
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from imgcls.runs.compare import compare
+from imgcls.runs.folder import write_atomic
+from imgcls.runs.groups import find_runs, group_runs
+
+
+def main(arguments: list[str]) -> int:
+    """Compare groups of runs that differ in the seed alone: means, differences, and whether they can be believed."""
+    parser = argparse.ArgumentParser(prog="python -m imgcls compare", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders with runs below")
+    parser.add_argument("--baseline", help="number or name of the group that the others are compared with")
+    parser.add_argument("--metric", default="test/acc", help="a key of metrics.json; default: test/acc")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--out", type=Path, help="file for a page (.html)")
+    options = parser.parse_args(arguments[1:])
+    groups = group_runs(find_runs(options.folders))
+    result = compare(groups, options.metric, options.baseline)
+    print_comparison(result)
+    if options.json:
+        write_atomic(options.json, json.dumps(_finite(result), indent=2) + "\n")
+    if options.out:
+        from imgcls.runs.compare_page import write_page
+
+        write_page(options.out, result, groups)
+        print(f"page: {options.out}")
+    return 0
+
+
+def print_comparison(result: dict[str, Any]) -> None:
+    """The comparison as a table in the terminal."""
+    print(f"{result['metric']}, mean over seeds with 95 % interval; differences from {result['baseline']}\n")
+    rows = [("", "group", "seeds", "mean", "difference", "p (Holm)", "verdict")]
+    for row in result["groups"]:
+        line = [str(row["number"]), row["name"], str(len(row["scores"])), _interval(row["mean"], "")]
+        if "difference" in row:
+            line += [_interval(row["difference"], "+"), _p_value(row["adjusted_p"]), row["verdict"]]
+        else:
+            line += ["", "", "baseline"]
+        rows.append(tuple(line))
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    for note in result["notes"]:
+        print(f"\nnote: {note}")
+
+
+def _interval(estimate: dict[str, float], sign: str) -> str:
+    value = _number(estimate["value"], f"{sign}.4f")
+    if math.isnan(estimate["low"]):
+        return value
+    return f"{value} [{_number(estimate['low'], f'{sign}.4f')}, {_number(estimate['high'], f'{sign}.4f')}]"
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
+
+
+def _p_value(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else _number(value, ".4f")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no word for nan."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

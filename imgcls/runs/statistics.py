@@ -1,0 +1,131 @@
+"""Is one group of runs better than another? Plain functions of scores and of what was predicted right.
+
+Shapes: S runs of a group that differ in the seed alone, M test images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % confidence interval; low and high are nan where the data cannot give one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference, with the probability of one as large if there were none.
+
+    Attributes:
+        difference: Group minus baseline.
+        p_value: Two-sided; nan where no test is possible.
+        method: What was tested, in words.
+        of_seeds: Whether seeds are part of the uncertainty, so that it speaks of methods and not of two models.
+    """
+
+    difference: Estimate
+    p_value: float
+    method: str
+    of_seeds: bool
+
+
+def mean_over_seeds(scores: Sequence[float]) -> Estimate:
+    """Mean of S scores with Student's interval; no interval for a single one."""
+    mean = float(np.mean(scores))
+    if len(scores) < 2:
+        return Estimate(mean, math.nan, math.nan)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(scores) - 1) * stats.sem(scores)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def compare_scores(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
+    """Welch's t-test and interval of the means of two groups of scores."""
+    difference = float(np.mean(group) - np.mean(baseline))
+    if min(len(group), len(baseline)) < 2:
+        return Comparison(Estimate(difference, math.nan, math.nan), math.nan, "one seed: no test", False)
+    variance, freedom = _seed_variance(group, baseline)
+    return _student(difference, variance, freedom, "Welch's t-test over seeds")
+
+
+def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
+    """Difference of accuracies on one shared test set.
+
+    With one run in each group: McNemar's exact test on the images that one of the two gets right (McNemar,
+    Psychometrika 1947; the binomial form). It speaks of these two trained models only.
+
+    With more, both sources of chance count: the draw of the test images, estimated from the M differences of the
+    images' mean correctness, and that of the seeds, estimated from the runs' accuracies as in Welch's test. Their
+    variances add up, and the degrees of freedom follow Satterthwaite, those of the images being M - 1. What images
+    and seeds do together is counted in both, so the test errs on the side of caution.
+
+    Args:
+        group: (S, M) bool, whether each run predicts each image right.
+        baseline: (S', M) bool, likewise.
+    """
+    of_image = group.mean(0) - baseline.mean(0)
+    difference, count = float(of_image.mean()), len(of_image)
+    image_variance = float(of_image.var(ddof=1)) / count
+    if len(group) == len(baseline) == 1:
+        gains, losses = int((of_image > 0).sum()), int((of_image < 0).sum())
+        p_value = stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+        half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(image_variance)
+        interval = Estimate(difference, difference - half, difference + half)
+        return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
+    if min(len(group), len(baseline)) == 1:
+        # the one seed says nothing of its spread: take that of the other group for both
+        known = group if len(group) > 1 else baseline
+        spread = float(known.mean(1).var(ddof=1))
+        variance, freedom = spread / len(group) + spread / len(baseline), float(len(known) - 1)
+    else:
+        variance, freedom = _seed_variance(group.mean(1), baseline.mean(1))
+    total = variance + image_variance
+    denominator = variance**2 / freedom + image_variance**2 / (count - 1)
+    freedom = total**2 / denominator if denominator else math.inf
+    return _student(difference, total, freedom, "t-test over seeds and test images")
+
+
+def _seed_variance(group: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Variance of the difference of two means, and Welch's degrees of freedom."""
+    parts = [(float(np.var(g, ddof=1)) / len(g), len(g) - 1) for g in (group, baseline)]
+    total = sum(v for v, _ in parts)
+    denominator = sum(v**2 / f for v, f in parts)
+    return total, total**2 / denominator if denominator else float(sum(f for _, f in parts))
+
+
+def _student(difference: float, variance: float, freedom: float, method: str) -> Comparison:
+    error = math.sqrt(variance)
+    if error == 0:
+        return Comparison(Estimate(difference, difference, difference), 1.0 if difference == 0 else 0.0, method, True)
+    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    return Comparison(Estimate(difference, difference - half, difference + half), p_value, method, True)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values: all below 0.05 may be believed together (Holm, Scand. J. Statistics 1979); nan stays."""
+    tested = [k for k, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted, largest = list(p_values), 0.0
+    for rank, k in enumerate(sorted(tested, key=lambda k: p_values[k])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[k]))
+        adjusted[k] = largest
+    return adjusted
+
+
+def verdict(comparison: Comparison, adjusted_p: float, higher_is_better: bool = True) -> str:
+    """`better`, `worse` or `cannot tell`, and what it speaks of."""
+    if math.isnan(adjusted_p):
+        return "cannot tell (one seed)"
+    if adjusted_p >= 1 - LEVEL:
+        return "cannot tell"
+    word = "better" if (comparison.difference.value > 0) == higher_is_better else "worse"
+    return word if comparison.of_seeds else f"{word} (these two models; more seeds for the methods)"

@@ -1,0 +1,243 @@
+"""Groups whose true difference is known, and what `compare` says of them."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.groups import find_runs, group_runs
+from imgcls.runs.record import add_metrics, write_predictions
+from imgcls.runs.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+
+IMAGES = 1000
+
+
+def right(
+    accuracy: float, seeds: int, rng: np.random.Generator, spread: float = 0.01, hardness: float = 3.0
+) -> np.ndarray:
+    """(S, M) bool: images are easy or hard for all alike, and each seed has its own luck."""
+    ease = rng.beta(hardness * accuracy, hardness * (1 - accuracy), IMAGES)
+    luck = np.clip(accuracy + spread * rng.normal(size=(seeds, 1)), 0.01, 0.99) / accuracy
+    return rng.random((seeds, IMAGES)) < np.clip(ease * luck, 0, 1)
+
+
+def two_groups(first: float, second: float, seeds: int, rng: np.random.Generator, spread: float = 0.01):
+    """Both judge the same images: their ease is shared."""
+    ease = rng.beta(3 * 0.8, 3 * 0.2, IMAGES)
+
+    def group(accuracy):
+        luck = 1 + spread * rng.normal(size=(seeds, 1))
+        return rng.random((seeds, IMAGES)) < np.clip(ease * luck * accuracy / 0.8, 0, 1)
+
+    return group(first), group(second)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_equal_groups_are_rarely_called_different(seeds):
+    rng = np.random.default_rng(seeds)
+    spread = 0.0 if seeds == 1 else 0.01  # one seed speaks of the two models, whose luck is part of them
+    p_values = [compare_images(*two_groups(0.8, 0.8, seeds, rng, spread)).p_value for _ in range(400)]
+    # 5 % are expected, and at most as many wanted: 0.075 is two and a half standard errors above
+    assert np.mean(np.array(p_values) < 0.05) <= 0.075
+
+
+@pytest.mark.parametrize("seeds, power", [(3, 0.8), (5, 0.9)])
+def test_large_differences_are_found(seeds, power):
+    rng = np.random.default_rng(seeds)
+    found = [compare_images(*two_groups(0.84, 0.78, seeds, rng)) for _ in range(100)]
+    assert np.mean([c.p_value < 0.05 and c.difference.value > 0 for c in found]) >= power
+
+
+def test_intervals_hold_what_they_promise():
+    rng = np.random.default_rng(0)
+    # ease is clipped at 1, so the true difference is that of very many images and seeds
+    true = float(np.mean([np.subtract(*(g.mean() for g in two_groups(0.8, 0.76, 20, rng))) for _ in range(200)]))
+    inside = []
+    for _ in range(400):
+        interval = compare_images(*two_groups(0.8, 0.76, 3, rng)).difference
+        inside.append(interval.low <= true <= interval.high)
+    assert np.mean(inside) >= 0.93
+
+
+def test_one_model_each_is_mcnemars_exact_test():
+    group, base = np.array([[1, 1, 1, 1, 1, 0, 0, 1]], bool), np.array([[0, 0, 0, 0, 0, 1, 0, 1]], bool)
+    comparison = compare_images(group, base)
+    assert comparison.p_value == pytest.approx(stats.binomtest(5, 6).pvalue) and not comparison.of_seeds
+    assert comparison.difference.value == pytest.approx(4 / 8)
+    assert compare_images(group, group).p_value == 1.0
+    assert "more seeds" in verdict(comparison, 0.01) and verdict(comparison, 0.2) == "cannot tell"
+
+
+def test_scores_alone_are_welchs_test():
+    a, b = [0.81, 0.83, 0.82], [0.79, 0.80, 0.78, 0.79]
+    comparison, theirs = compare_scores(a, b), stats.ttest_ind(a, b, equal_var=False)
+    interval = theirs.confidence_interval()
+    assert comparison.p_value == pytest.approx(theirs.pvalue)
+    assert (comparison.difference.low, comparison.difference.high) == pytest.approx((interval.low, interval.high))
+    assert math.isnan(compare_scores([0.8], b).p_value)
+
+
+def test_the_mean_has_students_interval():
+    scores = [0.8, 0.82, 0.81]
+    low, high = stats.t.interval(0.95, 2, np.mean(scores), stats.sem(scores))
+    estimate = mean_over_seeds(scores)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((np.mean(scores), low, high))
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, math.nan, 0.03]) == pytest.approx([0.03, 0.06, math.nan, 0.06], nan_ok=True)
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+# ---- runs on disk ----
+
+
+def write_run(folder: Path, right: np.ndarray, seed: int, **settings) -> None:
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    config = {
+        "seed_everything": seed,
+        "data": {"class_path": "imgcls.data.sample.SampleData", "init_args": {"seed": seed, "batch_size": 64}},
+        "model": {"class_path": "imgcls.classifier.Classifier", "init_args": settings},
+        "trainer": {"max_epochs": 2, "logger": seed},
+    }
+    run.config.write_text(yaml.safe_dump(config))
+    label = np.arange(len(right)) % 4
+    logits = np.eye(4, dtype=np.float32)[np.where(right, label, (label + 1) % 4)]
+    write_predictions(
+        run.predictions / "test.csv", logits, label, np.arange(len(right)), [f"a,{i}.png" for i in range(len(right))],
+        ["<b>cat</b>", "dog", "fox", "owl"],
+    )  # fmt: skip
+    run.metrics_json.write_text(json.dumps({"test/acc": float(right.mean()), "val/acc": 0.5}))
+    data = {"data": "abc", "test": "def", "class_names": ["<b>cat</b>", "dog", "fox", "owl"]}
+    run.environment.write_text(json.dumps({"data": data}))
+    for epoch in range(2):
+        add_metrics(run, {"val/acc": 0.4 + 0.1 * epoch + 0.01 * seed, "val/loss": 1.0 - 0.1 * epoch}, epoch, epoch)
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    rng = np.random.default_rng(1)
+    full, probe = two_groups(0.85, 0.75, 3, rng)
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}
+    for seed in range(3):
+        write_run(tmp_path / f"runs/full/{seed}", full[seed], seed, lr=0.1, finetune={"class_path": "some.module.Full"})
+        settings = {
+            "lr": 0.1,
+            "finetune": {"class_path": "some.module.Probe", "init_args": {"cache": True}},
+            "optimizer": optimizer,
+        }
+        write_run(tmp_path / f"runs/probe/{seed}", probe[seed], seed, **settings)
+    return tmp_path / "runs"
+
+
+def test_runs_are_grouped_by_all_but_the_seed_and_named_by_what_differs(runs):
+    groups = group_runs(find_runs([str(runs)]))
+    assert [len(g.runs) for g in groups] == [3, 3]
+    assert [g.name for g in groups] == ["model.finetune=Full", "model.finetune=Probe"]
+    assert groups[1].settings["model.finetune.cache"] == "True" and "model.lr" not in groups[1].settings
+
+
+def test_the_command_says_which_is_better(runs, imgcls):
+    code, out, _ = imgcls("compare", runs, "--baseline", "Probe", "--json", "c.json")
+    assert code == 0 and re.search(r"Full .*\+0\.\d+ \[\+0.*better", out)
+    result = json.loads(Path("c.json").read_text())
+    row = next(r for r in result["groups"] if "verdict" in r)
+    assert row["verdict"] == "better" and row["adjusted_p"] < 0.01 and row["of_seeds"] and row["seeds"] == [0, 1, 2]
+    assert result["baseline"] == "model.finetune=Probe"
+
+
+def test_equal_groups_and_single_seeds_are_honest(runs, imgcls):
+    code, out, _ = imgcls("compare", runs / "full/0", runs / "probe/1")
+    assert code == 0 and "two trained models" in out and "one seed only" in out
+    shutil.copytree(runs / "full", runs / "copy")
+    for path in (runs / "copy").rglob("config.yaml"):
+        path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
+    code, out, _ = imgcls("compare", runs / "full", runs / "copy")
+    assert code == 0 and "cannot tell" in out and "better" not in out and "worse" not in out
+
+
+def test_another_test_set_is_not_paired(runs, imgcls):
+    for path in (runs / "probe").rglob("environment.json"):
+        path.write_text(path.read_text().replace('"def"', '"other"'))
+    code, out, _ = imgcls("compare", runs)
+    assert code == 0 and "no test predictions in common" in out and "worse" in out
+    for path in (runs / "full").rglob("metrics.json"):
+        path.write_text("{}")
+    code, out, _ = imgcls("compare", runs)
+    assert code == 0 and "left out, as they have no test/acc" in out
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["gone"], "gone: there is no such folder"),
+        (["."], "holds no run"),
+        (["RUNS", "--metric", "test/ac"], "no run has it (did you mean 'test/acc'?)"),
+        (["RUNS", "--baseline", "model"], "names no group, or several"),
+    ],
+)
+def test_mistakes_are_named(runs, words, message, imgcls, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    code, _, err = imgcls("compare", *(str(runs) if w == "RUNS" else w for w in words))
+    assert code == 2 and message in err
+
+
+def test_the_page_escapes_names_and_asks_nobody(runs, imgcls):
+    assert imgcls("compare", runs, "--out", "page.html")[0] == 0
+    page = Path("page.html").read_text()
+    assert "<b>cat</b>" not in page and "&lt;b&gt;cat" in page
+    assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page) and "url(http" not in page
+    assert page.count("<svg") == 2 and "model.finetune.cache" in page and "a,0.png" not in page.split("<summary>")[0]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_sorting_and_toggling_work_in_a_browser(runs, imgcls, tmp_path):
+    assert imgcls("compare", runs, "--out", "page.html")[0] == 0
+    probe = """<script>
+      window.onerror = message => document.body.setAttribute("data-error", message);
+      document.querySelector("#groups th:nth-child(3)").click();
+      const first = document.querySelector("#groups tbody tr").textContent;
+      document.querySelector("#groups th:nth-child(3)").click();
+      const other = document.querySelector("#groups tbody tr").textContent;
+      document.querySelector("input[data-group='0']").click();
+      const hidden = document.querySelector("[id*='-0-']").style.display;
+      document.body.setAttribute("data-result", [first.includes("Probe"), other.includes("Full"), hidden].join());
+    </script></body>"""
+    page = Path("page.html").read_text().replace("</body>", probe)
+    Path("probed.html").write_text(page)
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += [
+        "--disable-background-networking",
+        "--no-first-run",
+        "--dump-dom",
+        f"file://{Path('probed.html').resolve()}",
+    ]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert 'data-result="true,true,none"' in dom and "data-error" not in dom.replace('setAttribute("data-error"', "")
+
+
+def test_comparing_imports_no_torch(runs):
+    import sys
+
+    from .conftest import ROOT
+
+    code = "import sys; from imgcls.__main__ import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compare", str(runs), "--out", "p.html"], capture_output=True, text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert done.stdout.strip().splitlines()[-1] == "False", done.stderr
