@@ -20,6 +20,7 @@ VERBS = {
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),
+    "experiment": ("imgcls.commands.experiment", "all arms of a question, all seeds: experiments/QUESTION [--jobs N]"),
     "compare": ("imgcls.commands.compare", "is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]"),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
 }

@@ -1,0 +1,240 @@
+import argparse
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imgcls.commands.compare import print_comparison
+from imgcls.compose import config_files, expand_configs
+from imgcls.errors import UserError, near
+from imgcls.runs.compare import compare
+from imgcls.runs.folder import RunFolder, read_json, write_atomic
+from imgcls.runs.groups import find_runs, group_runs
+
+KEYS = ("question", "seeds", "baseline", "metric", "options")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A folder with one config per arm and a question.toml beside them.
+
+    Attributes:
+        folder: The folder.
+        text: The question, in words.
+        seeds: Seeds of every arm.
+        baseline: Name of the arm that the others are compared with.
+        metric: What is compared.
+        options: Further options of every fit.
+    """
+
+    folder: Path
+    text: str
+    seeds: list[int]
+    baseline: str
+    metric: str
+    options: list[str]
+
+    @property
+    def arms(self) -> dict[str, Path]:
+        """Config of each arm by its name."""
+        return {path.stem: path for path in sorted(self.folder.glob("*.yaml"))}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One arm with one seed."""
+
+    arm: str
+    config: Path
+    seed: int
+    run: RunFolder
+    options: tuple[str, ...]
+
+    @property
+    def log(self) -> Path:
+        """What the run printed."""
+        return self.run.path.with_suffix(".log")
+
+    @property
+    def words(self) -> list[str]:
+        """The fit as one would type it."""
+        options = ["--seed_everything", str(self.seed), "--run_dir", str(self.run.path), *self.options]
+        return ["fit", "--config", str(self.config), *options]
+
+    def settings(self) -> str:
+        """Hash of everything that the run is made from."""
+        files = config_files(expand_configs(["--config", str(self.config)]))
+        text = "\n".join([*(f.read_text(encoding="utf-8") for f in files), *self.options])
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def main(arguments: list[str]) -> int:
+    """Run every arm of a question with every seed, and compare: what is done is skipped, what was cut off goes on."""
+    parser = argparse.ArgumentParser(prog="python -m imgcls experiment", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path, help="experiments/QUESTION: question.toml and one YAML per arm")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--out", type=Path, help="folder of the runs; default: runs/QUESTION")
+    parser.add_argument("--print", choices=["wandb", "slurm"], help="write a sweep or a job array, and run nothing")
+    options, rest = parser.parse_known_args(arguments[1:])
+    question = read_question(options.folder)
+    out = options.out or Path("runs") / question.folder.resolve().name
+    jobs = [
+        Job(arm, config, seed, RunFolder(out / arm / f"seed-{seed}"), (*question.options, *rest))
+        for seed in question.seeds
+        for arm, config in question.arms.items()
+    ]
+    if options.print:
+        print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, jobs))
+        return 0
+    print(f"{question.text}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
+    failed = run_jobs(jobs, question.metric, max(1, options.jobs))
+    groups = group_runs(find_runs([str(out)]))
+    arm_of = {run.folder.path.resolve(): run.folder.path.parent.name for group in groups for run in group.runs}
+    for group in groups:  # an arm's name says more than its settings, as long as it is one group
+        names = {arm_of[run.folder.path.resolve()] for run in group.runs}
+        group.name = names.pop() if len(names) == 1 else group.name
+    result = compare(groups, question.metric, question.baseline)
+    print()
+    print_comparison(result)
+    from imgcls.runs.compare_page import write_page
+
+    write_page(out / "compare.html", result, groups)
+    print(f"page: {out / 'compare.html'}")
+    for job, code in failed:
+        print(
+            f"failed: {job.arm}, seed {job.seed} (exit code {code}): {_last_line(job.log)}; see {job.log}",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
+
+
+def read_question(folder: Path) -> Question:
+    """Read a question's folder.
+
+    Raises:
+        UserError: There is no question.toml or no arm, or a key is missing or unknown.
+    """
+    path = folder / "question.toml"
+    if not path.is_file():
+        raise UserError(f"experiment: {path}: there is no such file; it holds question, seeds, and baseline")
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not TOML ({error})") from error
+    for key in content:
+        if key not in KEYS:
+            raise UserError(f"{path}: {key}: there is no such key{near(key, KEYS)}; it takes {', '.join(KEYS)}")
+    question = Question(
+        folder,
+        content.get("question", folder.name),
+        content.get("seeds", [0, 1, 2]),
+        content.get("baseline", ""),
+        content.get("metric", "test/acc"),
+        content.get("options", []),
+    )
+    if not question.arms:
+        raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
+    if question.baseline not in question.arms:
+        raise UserError(f"{path}: baseline {question.baseline!r} is not one of the arms {', '.join(question.arms)}")
+    return question
+
+
+def run_jobs(jobs: Sequence[Job], metric: str, at_once: int) -> list[tuple[Job, int]]:
+    """Run what is not done, several at once, and go on past failures.
+
+    Returns:
+        The jobs that failed, with their exit codes.
+    """
+    todo = [job for job in jobs if not _is_done(job, metric)]
+    print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
+    threads = str(max(1, len(os.sched_getaffinity(0)) // at_once)) if hasattr(os, "sched_getaffinity") else "1"
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    environment.pop("IMGCLS_RUN_DIR", None)
+    children: set[subprocess.Popen] = set()
+
+    def run(job: Job) -> int:
+        command = [sys.executable, "-m", "imgcls", *_words(job)]
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(job.log, "w", encoding="utf-8") as log:
+            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            children.add(child)
+            code = child.wait()
+            children.discard(child)
+        value = read_json(job.run.metrics_json).get(metric)
+        if code == 0 and value is None:
+            code = 1
+        print(f"{job.arm}, seed {job.seed}: {'failed' if code else f'{metric} {value:.4f}'}", flush=True)
+        return code
+
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = [pool.submit(run, job) for job in todo]
+        try:
+            codes = [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            for child in list(children):
+                child.terminate()
+            raise
+    return [(job, code) for job, code in zip(todo, codes, strict=True) if code]
+
+
+def _is_done(job: Job, metric: str) -> bool:
+    mark = job.run.path.with_suffix(".settings")
+    if job.run.path.exists() and mark.is_file() and mark.read_text(encoding="utf-8") != job.settings():
+        raise UserError(
+            f"{job.run.path}: was made from other settings of {job.config} or other options; remove it or name another "
+            "folder with --out"
+        )
+    return read_json(job.run.metrics_json).get(metric) is not None
+
+
+def _words(job: Job) -> list[str]:
+    """Start, or go on from the last checkpoint."""
+    if job.run.last.is_file():
+        return ["fit", "--resume", str(job.run.path)]
+    if job.run.path.exists():
+        shutil.rmtree(job.run.path)  # stopped before its first checkpoint: there is nothing to go on from
+    write_atomic(job.run.path.with_suffix(".settings"), job.settings())
+    return job.words
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def _sweep(question: Question, rest: Sequence[str]) -> str:
+    sweep = {
+        "program": "imgcls",
+        "method": "grid",
+        "metric": {"name": question.metric, "goal": "maximize"},
+        "parameters": {
+            "config": {"values": [str(path) for path in question.arms.values()]},
+            "seed_everything": {"values": question.seeds},
+        },
+        "command": ["${env}", "${interpreter}", "-m", "imgcls", "fit", "${args}", *question.options, *rest],
+    }
+    return yaml.safe_dump(sweep, sort_keys=False).rstrip()
+
+
+def _job_array(question: Question, jobs: Sequence[Job]) -> str:
+    commands = "\n".join(f"  {shlex.quote(shlex.join(['python', '-m', 'imgcls', *job.words]))}" for job in jobs)
+    return f"""#!/bin/bash
+#SBATCH --job-name={question.folder.resolve().name}
+#SBATCH --array=0-{len(jobs) - 1}
+#SBATCH --output=%x-%a.log
+commands=(
+{commands}
+)
+eval "${{commands[$SLURM_ARRAY_TASK_ID]}}\""""
