@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
+from imgcls.callbacks.checkpoint import BestCheckpoint
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
 from imgcls.callbacks.record import RunLogger, RunRecord
@@ -114,8 +115,8 @@ class ImgclsCLI(LightningCLI):
         best = {"filename": "best", "monitor": "val/acc", "mode": "max", **every}
         # with save_last, Lightning would write last.ckpt only when best.ckpt is written too
         last = {"filename": "last", "save_on_train_epoch_end": True, **every}
-        for key, defaults in {"checkpoint": best, "last_checkpoint": last}.items():
-            parser.add_lightning_class_args(ModelCheckpoint, key)
+        for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", ModelCheckpoint, last)):
+            parser.add_lightning_class_args(kind, key)
             parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
         parser.link_arguments("seed_everything", "data.init_args.seed")
         for fact in ("num_classes", "channels", "image_size"):

@@ -221,6 +221,24 @@ def test_flipped_images_count_as_much_as_the_images():
     torch.testing.assert_close(logits, mirrored)
 
 
+def test_among_equal_epochs_the_last_is_kept(tmp_path):
+    from imgcls.callbacks.checkpoint import BestCheckpoint
+
+    class Flat(Classifier):
+        def on_validation_epoch_end(self):
+            self.metrics["val"].collect()
+            self.log(
+                "val/acc", [0.5, 0.9, 0.9, 0.4][self.trainer.current_epoch] if not self.trainer.sanity_checking else 0.0
+            )
+
+    keep = BestCheckpoint(tmp_path, "best", monitor="val/acc", mode="max", enable_version_counter=False)
+    model = Flat(small, num_classes=10, channels=1, image_size=28)
+    options = {"max_epochs": 4, "limit_val_batches": 1, "callbacks": [keep], "enable_checkpointing": True}
+    fit(model, SampleData(batch_size=8), **options)
+    assert [p.name for p in tmp_path.iterdir()] == ["best.ckpt"]
+    assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 2
+
+
 def test_every_step_draws_anew_and_a_run_repeats():
     class Spy(nn.Module):
         draws: list[float] = []

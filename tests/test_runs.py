@@ -38,6 +38,8 @@ def test_metrics_keep_one_row_per_epoch_and_split(tmp_path):
     assert [r["new"] for r in rows if r["split"] == "val"] == ["", "2.0"]
     assert best_row(rows, "val/acc", "max")["epoch"] == "1" and best_row(rows, "val/acc", "min")["epoch"] == "0"
     assert best_row(rows, "val/none", "max") is None
+    tied = [{"split": "val", "epoch": str(e), "acc": a} for e, a in enumerate(["0.8", "0.9", "0.9", "0.7"])]
+    assert best_row(tied, "val/acc", "max")["epoch"] == "2"
 
 
 def test_a_summary_is_valid_json_even_when_training_failed(tmp_path):

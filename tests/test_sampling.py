@@ -118,6 +118,17 @@ def test_evaluation_meets_every_image_once(world_size):
     assert sorted(met) == list(range(17))
 
 
+@pytest.mark.parametrize(
+    "size, batch_size, expected", [(150, 64, 3 * [50]), (114, 20, 6 * [19]), (5400, 128, 42 * [128])]
+)
+def test_a_small_set_loses_no_twentieth_of_its_images(size, batch_size, expected):
+    batches = TrainBatches(size, batch_size, 0)
+    assert [len(b) for b in batches] == expected and len(batches) == len(expected)
+    for size in range(1, 400):
+        batches = TrainBatches(size, 32, 0)
+        assert sum(map(len, batches)) >= 0.9 * size and max(map(len, batches)) <= 32
+
+
 def test_repeats_follow_each_other_and_go_to_different_processes():
     alone = [i for batch in TrainBatches(40, 5, 0, repeats=4) for i in batch]
     assert len(alone) == 40 and len(set(alone)) == 10 and alone[0:4] == [alone[0]] * 4

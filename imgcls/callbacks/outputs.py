@@ -76,7 +76,7 @@ class Outputs(Callback):
         if value is None:
             return True
         sign = 1 if checkpoint.mode == "max" else -1
-        better = self.best is None or sign * value.item() > sign * self.best
+        better = self.best is None or sign * value.item() >= sign * self.best
         if better:
             self.best = value.item()
         return better

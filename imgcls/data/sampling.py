@@ -85,12 +85,16 @@ def split(
     return Split(train, val, test)
 
 
+LARGEST_TAIL = 0.05
+
+
 class TrainBatches(Sampler[list[int]]):
     """Full batches of positions for one process; the order is a pure function of (seed, epoch).
 
     Batches are of one size, so that shapes stay fixed for torch.compile and BatchNorm never sees a single
-    image: the tail of each epoch's order is left out, and it differs from epoch to epoch. A set smaller than
-    one batch of all processes together makes one smaller batch.
+    image: the tail of each epoch's order is left out, and it differs from epoch to epoch. Where that would leave
+    out more than a twentieth of a small set, it is cut into one batch more, all a little smaller, if that leaves
+    out less.
 
     Args:
         size: Number of images N.
@@ -113,9 +117,13 @@ class TrainBatches(Sampler[list[int]]):
         repeats: int = 1,
     ) -> None:
         self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
-        self.batch_size = min(batch_size, size // world_size)
-        if self.batch_size == 0:
+        share = size // world_size
+        if share == 0:
             raise UserError(f"data: {size} training images cannot be shared by {world_size} processes")
+        whole, tail = divmod(share, batch_size)
+        smaller = share // (whole + 1)
+        spares = tail > max(LARGEST_TAIL * share, share % (whole + 1))
+        self.batch_size = smaller if spares else batch_size
         self.probability, self.repeats = probability, repeats
         self.epoch = 0
         self.resume_at = (0, 0)

@@ -52,11 +52,11 @@ def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: 
 
 
 def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
-    """The row of the epoch whose checkpoint was kept: the first with the best value of `split/name`."""
+    """The row of the epoch whose checkpoint was kept: the last with the best value of `split/name`."""
     split, _, name = monitor.partition("/")
     candidates = [r for r in rows if r["split"] == split and r.get(name) and not math.isnan(float(r[name]))]
     sign = -1 if mode == "max" else 1
-    return min(candidates, key=lambda r: sign * float(r[name]), default=None)
+    return min(reversed(candidates), key=lambda r: sign * float(r[name]), default=None)
 
 
 def add_summary(run: RunFolder, values: Mapping[str, float | int | None]) -> None:
