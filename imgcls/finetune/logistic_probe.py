@@ -16,7 +16,7 @@ class LogisticProbe(FineTune):
     The strongest cheap baseline (as in Radford et al., CLIP, ICML 2021, appendix A.3). Features are centred and brought
     to an overall deviation of one; each feature to its own would blow up those that hardly vary. The L2 penalty is
     chosen on the validation images by negative log-likelihood. Learning rate, optimiser, schedule and number of epochs
-    have no say, and neither has the seed.
+    have no say, and neither has the seed; the loss is the plain cross-entropy, without class weights or smoothing.
 
     Args:
         strengths: Penalties to choose from: the mean loss of an image gets `strength / 2` times the squared weights.
