@@ -58,7 +58,7 @@ def test_a_failed_arm_does_not_stop_the_others(question, imgcls):
     assert code == 1 and out.count("test/acc 0.") >= 4
     assert (
         err.count("failed: broken") == 2
-        and "there is no such key" in err + Path("runs/rates/broken/seed-0.log").read_text()
+        and "has no option 'lrr'" in err + Path("runs/rates/broken/seed-0.log").read_text()
     )
 
 
