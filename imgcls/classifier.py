@@ -114,7 +114,8 @@ class Classifier(LightningModule):
         awake = {parameters[name] for name, how in self.trained.items() if how.start <= epoch}
         self.frozen = list(frozen_modules(self.backbone, awake, self.finetune.freeze_statistics))
 
-    def _start_epoch(self) -> None:
+    def on_train_epoch_start(self) -> None:
+        """Freeze what is not trained in this epoch."""
         self._freeze(self.trainer.current_epoch)
         asleep = set(self.asleep)
         for name, parameter in self.backbone.named_parameters():
@@ -123,13 +124,7 @@ class Classifier(LightningModule):
                 parameter.requires_grad_(parameter not in asleep or self.trainer.world_size > 1)
         self.train()
 
-    def on_train_start(self) -> None:
-        """Freeze what is not trained in this epoch; a run that resumes in its middle starts here."""
-        self._start_epoch()
-
-    def on_train_epoch_start(self) -> None:
-        """Freeze what is not trained in this epoch."""
-        self._start_epoch()
+    on_train_start = on_train_epoch_start  # a run that resumes in the middle of an epoch starts there
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Without a gradient, a parameter gets no step, no weight decay and no moments."""
@@ -282,11 +277,15 @@ class Classifier(LightningModule):
         scale = {f"backbone.{name}": how.scale for name, how in self.trained.items()}
         return parameter_groups(self.named_parameters(), scale, self.lr, self.weight_decay, no_decay)
 
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser of all that is trained, at its peak learning rates."""
+        return fast(self.optimizer(self.parameter_groups()))
+
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
         if self.finetune.solves:
             return None
-        optimizer = fast(self.optimizer(self.parameter_groups()))
+        optimizer = self.build_optimizer()
         schedule = self.schedule(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

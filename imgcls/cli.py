@@ -33,8 +33,8 @@ from imgcls.trainer import REFRESH, Trainer
 log = logging.getLogger(__name__)
 
 RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
-# of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
 WITHOUT_RUN = ("preview", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
+# of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
 NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count", "json", "rounds", "steps")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.options import seed_step
 from imgcls.errors import UserError
 from imgcls.finetune.base import Features
 
@@ -75,7 +76,8 @@ def cached_features(trainer: Trainer, model: Any, part: Part, views: int, folder
     """
     data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
     path = folder / f"{part}-{_key(data, model.backbone, part, views)}.safetensors"
-    if trainer.is_global_zero and _read(path) is None:
+    feature = _read(path) if trainer.is_global_zero else None
+    if trainer.is_global_zero and feature is None:
         started = time.perf_counter()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             feature = torch.stack([_run(data, model, part, view) for view in range(1 + views)], 1)
@@ -85,10 +87,11 @@ def cached_features(trainer: Trainer, model: Any, part: Part, views: int, folder
         os.replace(partial, path)
         log.info(f"features of {len(feature)} {part} images in {time.perf_counter() - started:.1f} s: {path}")
     trainer.strategy.barrier()
-    found = _read(path)
-    if found is None:
+    if feature is None:
+        feature = _read(path)
+    if feature is None:
         raise UserError(f"{path}: features written by another process cannot be read; is the folder shared?")
-    return found
+    return feature
 
 
 def _run(data: ImageDataModule, model: Any, part: Part, view: int) -> Tensor:
@@ -96,7 +99,7 @@ def _run(data: ImageDataModule, model: Any, part: Part, view: int) -> Tensor:
     for number, batch in enumerate(data.ordered_batches(part, augmented=view > 0)):
         image = batch["image"].to(model.device)
         if view:
-            torch.manual_seed(data.step_seed(view, number))
+            seed_step(data.step_seed(view, number), model.device)
             image, label = data.augment(image, batch["label"].to(model.device))  # type: ignore[misc]
             if label.ndim > 1:
                 raise UserError("--model.finetune.views: augmentation that mixes labels cannot be cached; leave it out")

@@ -25,8 +25,6 @@ class LoadedRun:
         channels: 1 or 3.
         mean: Mean per channel, in 0..1.
         std: Standard deviation per channel, in 0..1.
-        interpolation: How images are resized: bilinear or bicubic.
-        crop_fraction: Share of the resized image's shorter side that the central crop keeps.
     """
 
     model: torch.nn.Module
@@ -35,8 +33,6 @@ class LoadedRun:
     channels: int
     mean: list[float]
     std: list[float]
-    interpolation: str
-    crop_fraction: float
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
@@ -67,7 +63,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     state = read_checkpoint(run.checkpoint(run.best))["state_dict"]
     model.check_weights(state)
     model.load_state_dict(state)
-    facts = {k: data[k] for k in ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")}
+    facts = {k: data[k] for k in ("image_size", "channels", "mean", "std")}
     return LoadedRun(model.eval().requires_grad_(False).to(device), class_names, **facts)
 
 

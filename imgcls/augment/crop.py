@@ -99,14 +99,11 @@ class RandomResizedCrop(Augmentation):
         if image.device.type != "cpu" and image.dtype == torch.uint8:
             # there is no kernel for uint8 on a GPU
             return self.crop(image.float(), box_B4).round_().clamp_(0, 255).byte()
-        if image.dtype == torch.uint8:
-            image = image.contiguous(
-                memory_format=torch.channels_last
-            )  # the order that the kernel for uint8 is fast in
+        # the order of memory that the kernel for each dtype is fast in
+        order = torch.channels_last if image.dtype == torch.uint8 else torch.contiguous_format
+        image = image.contiguous(memory_format=order)
         shape = (len(image), image.shape[1], self.size, self.size)
-        result = torch.empty(shape, dtype=image.dtype, device=image.device)
-        if image.dtype == torch.uint8:
-            result = result.contiguous(memory_format=torch.channels_last)
+        result = torch.empty(shape, dtype=image.dtype, device=image.device, memory_format=order)
         for number, (left, top, right, bottom) in enumerate(box_B4.tolist()):
             view = image[number : number + 1, :, top : bottom + 1, left : right + 1]
             size = (self.size, self.size)

@@ -3,6 +3,7 @@
 Shapes: B batch. Images that drew the same operation go through it together, and all geometric ones through one warp.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 
 import torch
@@ -89,7 +90,35 @@ def _matrix(name: str, value_B: Tensor, height: int, width: int) -> Tensor:
     return to_middle @ linear_B33 @ torch.linalg.inv(to_middle)
 
 
-class TrivialAugmentWide(Augmentation):
+class Policy(Augmentation):
+    """Gives each image an operation of `names`, at a share of that operation's largest strength.
+
+    Attributes:
+        names: The operations.
+    """
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:
+        """Value (B,) of each operation that takes one, at a share 0..1 of its largest strength, plain and signed."""
+
+    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
+        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
+        by_name = self.strengths(share_B, share_B * sign_B)
+        value_B = torch.zeros(len(choice_B))
+        for number, name in enumerate(self.names):
+            if name in by_name:
+                value_B = torch.where(choice_B == number, by_name[name], value_B)
+        return value_B
+
+    def change(self, image: Tensor, choice_B: Tensor, share_B: Tensor) -> Tensor:
+        """Carry out each image's operation, of which -1 is none, with a sign drawn here."""
+        sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
+        return apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names)
+
+
+class TrivialAugmentWide(Policy):
     """One operation of random strength for each image (Müller and Hutter, TrivialAugment, ICCV 2021, table 7, wide).
 
     Operations and ranges are those of torchvision's class of this name, with 31 strengths. Geometric ones are
@@ -107,13 +136,10 @@ class TrivialAugmentWide(Augmentation):
         """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
         choice_B = torch.randint(len(self.names), (len(image),))
         share_B = torch.randint(self.steps, (len(image),)) / (self.steps - 1)
-        sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
-        return apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names), label
+        return self.change(image, choice_B, share_B), label
 
-    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
-        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
-        signed_B = share_B * sign_B
-        by_name = {
+    def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
+        return {
             **dict.fromkeys(("shear_x", "shear_y"), 0.99 * signed_B),
             **dict.fromkeys(("translate_x", "translate_y"), 32 / 224 * signed_B),
             "rotate": 135.0 * signed_B,
@@ -121,10 +147,9 @@ class TrivialAugmentWide(Augmentation):
             "posterize": 8 - (6 * share_B).round(),
             "solarize": 1 - share_B,
         }
-        return _choose(by_name, choice_B, self.names)
 
 
-class RandAugment(Augmentation):
+class RandAugment(Policy):
     """Several operations for each image, all of about one strength (Cubuk et al., RandAugment, NeurIPS 2020).
 
     In the variant of timm's `rand-mM-mstdS-incI`, by which most recipes since DeiT are written: each operation
@@ -153,26 +178,20 @@ class RandAugment(Augmentation):
             choice_B = torch.randint(len(self.names), (len(image),))
             choice_B[torch.rand(len(image)) >= self.p] = -1
             share_B = (self.magnitude + self.std * torch.randn(len(image))).clamp(0, 10) / 10
-            sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
-            image = apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names)
+            image = self.change(image, choice_B, share_B)
         return image, label
 
-    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
-        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
-        signed_B = share_B * sign_B
-        by_name = {
-            **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed_B),
+    def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
+        return {
+            **mild(share_B, signed_B),
             **dict.fromkeys(("translate_x", "translate_y"), 0.45 * signed_B),
-            "rotate": 30.0 * signed_B,
             **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), 1 + 0.9 * signed_B),
-            "posterize": 4 - (4 * share_B).floor(),
             "solarize": (256 - (256 * share_B).floor()) / 255,
             "solarize_add": (110 * share_B).floor() / 255,
         }
-        return _choose(by_name, choice_B, self.names)
 
 
-class AugMix(Augmentation):
+class AugMix(Policy):
     """A mixture of the image and of chains of operations on it (Hendrycks et al., AugMix, ICLR 2020, algorithm 1).
 
     Without the consistency loss of the paper. The operations are the paper's, which leaves out those of the
@@ -206,29 +225,22 @@ class AugMix(Augmentation):
             for position in range(self.depth):
                 choice_B = torch.randint(len(self.names), (count,))
                 choice_B[length_B <= position] = -1
-                value_B = self.values(
-                    choice_B, torch.rand(count) * self.severity / 10, torch.randint(2, (count,)) * 2.0 - 1
-                )
-                changed = apply_operations(changed, choice_B, value_B, self.names)
+                changed = self.change(changed, choice_B, torch.rand(count) * self.severity / 10)
             mixture += share_BW[:, chain, None, None, None] * changed
         return torch.lerp(mixture, image, keep_B[:, None, None, None]), label
 
-    def values(self, choice_B: Tensor, share_B: Tensor, sign_B: Tensor) -> Tensor:
-        """Value (B,) of each image's operation at a share 0..1 of its largest strength, and a sign."""
-        signed_B = share_B * sign_B
-        by_name = {
-            **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed_B),
+    def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
+        return {
+            **mild(share_B, signed_B),
             **dict.fromkeys(("translate_x", "translate_y"), signed_B / 3),
-            "rotate": 30.0 * signed_B,
-            "posterize": 4 - (4 * share_B).floor(),
             "solarize": 1 - share_B,
         }
-        return _choose(by_name, choice_B, self.names)
 
 
-def _choose(by_name: Mapping[str, Tensor], choice_B: Tensor, names: tuple[str, ...]) -> Tensor:
-    value_B = torch.zeros(len(choice_B))
-    for number, name in enumerate(names):
-        if name in by_name:
-            value_B = torch.where(choice_B == number, by_name[name], value_B)
-    return value_B
+def mild(share_B: Tensor, signed_B: Tensor) -> dict[str, Tensor]:
+    """The values on which RandAugment and AugMix agree, after AutoAugment (Cubuk et al., CVPR 2019, table 6)."""
+    return {
+        **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed_B),
+        "rotate": 30.0 * signed_B,
+        "posterize": 4 - (4 * share_B).floor(),
+    }

@@ -23,14 +23,13 @@ FLIPS = (RandomHorizontalFlip, RandomVerticalFlip)
 AFFINE = (RandomAffine, RandomRotation, RandomShear, RandomTranslate)
 
 
-def warp(image: Tensor, source_B33: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+def warp(image: Tensor, source_B33: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Sample each image where its matrix says; what lies outside of it is black.
 
     Args:
         image: (B, C, H, W) float32.
         source_B33: From pixel (x, y, 1) of the result to pixel of the image, pixel centres on integers.
         size: Height and width of the result; the image's own by default.
-        mode: bilinear or nearest.
     """
     height, width = image.shape[-2:]
     out_height, out_width = size or (height, width)
@@ -42,7 +41,7 @@ def warp(image: Tensor, source_B33: Tensor, size: tuple[int, int] | None = None,
     for axis in (0, 1):  # F.affine_grid says the same by a matrix product, ten times as slow on a CPU
         in_x, in_y, offset = (theta[:, axis, k, None] for k in range(3))
         torch.add((in_x * x)[:, None, :], (in_y * y + offset)[:, :, None], out=grid[..., axis])
-    return F.grid_sample(image, grid, mode=mode, padding_mode="zeros", align_corners=True)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
 class Warp(Augmentation):

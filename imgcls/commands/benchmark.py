@@ -24,14 +24,18 @@ from imgcls.callbacks.record import RunLogger
 from imgcls.classifier import Classifier
 from imgcls.commands.other_augmentation import stock_kornia, torchvision_per_sample
 from imgcls.data.base import ImageDataModule
-from imgcls.optim import fast
 from imgcls.runs.folder import RunFolder, write_json
 from imgcls.trainer import REFRESH
 
 NOISE = 0.05
 WARM_UP = 3
-Stage = Callable[[int], None]
-"""Handles that many batches."""
+Seconds = tuple[float, float]  # of wall clock and of CPU
+Stage = Callable[[int], Seconds | None]
+"""Handles that many batches; returns its own time where that is not the whole of the call."""
+RIVALS = {  # other ways to augment, and the ratio that compares ours with each
+    "stock Kornia": (stock_kornia, "augmentation_over_stock_kornia"),
+    "torchvision v2 per image": (torchvision_per_sample, "augmentation_over_torchvision_v2"),
+}
 
 
 def benchmark(
@@ -72,15 +76,13 @@ def benchmark(
     return result
 
 
-def _rounds(bench: "_Bench", rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Wall and CPU seconds of each stage in each round."""
+def _rounds(bench: "_Bench", rounds: int) -> dict[str, list[Seconds]]:
+    """Time of each stage in each round."""
     stages = bench.stages()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in stages}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in stages}
     for number in range(rounds + 1):
         for name, stage in stages.items():
             timed = _time(stage, bench.steps, bench.device)
-            if name == "whole trainer":
-                timed = bench.trainer_seconds
             if number:  # the first round warms up
                 seconds[name].append(timed)
     return seconds
@@ -98,17 +100,16 @@ class _Bench:
     ) -> None:
         self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
         self.bare = copy.deepcopy(model).to(device)
-        self.optimizer = fast(model.optimizer(self.bare.parameter_groups()))
+        self.optimizer = self.bare.build_optimizer()
         self.batches = list(self._fetch(steps))
         self.batch_size = len(self.batches[0]["label"])
         self.images = torch.cat([b["image"] for b in self.batches]).to(device)
         self.labels = torch.cat([b["label"] for b in self.batches]).to(device)
-        self.ready = [self._prepare(*self._slice(k)) for k in range(min(steps, 4))]
+        self.ready = [data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
         self.folder = folder
         run = RunFolder(Path(folder) / "run")
         offline = WandbLogger(save_dir=folder, offline=True, mode="offline")
         self.loggers: list[Logger] = [RunLogger(run), offline]
-        self.trainer_seconds = (0.0, 0.0)
 
     def stages(self) -> dict[str, Stage]:
         """Each stage by its name, in the order of an image's way."""
@@ -117,11 +118,11 @@ class _Bench:
             "transfer to the device": self._transfer,
         }
         if self.data.augment is not None:
-            stages["augment and normalise"] = lambda steps: self._augment(self._prepare, steps)
-            for name, other in (("stock Kornia", stock_kornia), ("torchvision v2 per image", torchvision_per_sample)):
-                way = other(self.data)
+            stages["augment and normalise"] = lambda steps: self._augment(self.data.prepare, steps)
+            for name, (rival, _) in RIVALS.items():
+                way = rival(self.data)
                 if way is not None:
-                    stages[f"  {name}"] = lambda steps, way=way: self._augment(way, steps)  # type: ignore[misc]
+                    stages[name] = lambda steps, way=way: self._augment(way, steps)  # type: ignore[misc]
         stages["forward, backward, step"] = self._step_only
         stages["bare loop"] = self._bare_loop
         stages["bare loop again (A/A)"] = self._bare_loop
@@ -141,12 +142,6 @@ class _Bench:
     def _slice(self, number: int) -> tuple[Tensor, Tensor]:
         here = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.images[here], self.labels[here]
-
-    @torch.no_grad()
-    def _prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        if self.data.augment is not None:
-            image, label = self.data.augment(image, label)
-        return self.data.normalize(image), label
 
     def _augment(self, way: Callable[[Tensor, Tensor], Any], steps: int) -> None:
         for number in range(steps):
@@ -170,24 +165,30 @@ class _Bench:
         order = torch.randperm(len(self.images), device=self.device)
         for number in range(steps):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
-            self._step(*self._prepare(self.images[index], self.labels[index]))
+            self._step(*self.data.prepare(self.images[index], self.labels[index]))
 
-    def _whole_trainer(self, steps: int) -> None:
+    def _whole_trainer(self, steps: int) -> Seconds:
         """Lightning with our modules, a progress bar, metrics.csv and W&B's offline record."""
         clock = _Clock(steps)
-        options: dict[str, Any] = {"accelerator": self.device.type, "devices": 1, "precision": self.trainer.precision}
-        options |= {
+        options: dict[str, Any] = {
+            "accelerator": self.device.type,
+            "devices": 1,
+            "precision": self.trainer.precision,
             "max_epochs": 1,
             "limit_train_batches": steps,
             "limit_val_batches": 0,
             "callbacks": [clock, TQDMProgressBar(REFRESH)],
+            "logger": self.loggers,
+            "log_every_n_steps": self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
+            "enable_checkpointing": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "default_root_dir": self.folder,
         }
-        options |= {"enable_checkpointing": False, "enable_model_summary": False, "use_distributed_sampler": False}
-        options |= {"log_every_n_steps": self.trainer.log_every_n_steps, "default_root_dir": self.folder}  # type: ignore[attr-defined]
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
-            trainer = lightning.Trainer(**options, logger=self.loggers)
+            trainer = lightning.Trainer(**options)
             trainer.fit(copy.deepcopy(self.model), datamodule=self.data)
-        self.trainer_seconds = clock.elapsed
+        return clock.elapsed
 
 
 class _Clock(Callback):
@@ -213,14 +214,14 @@ class _Clock(Callback):
             self.elapsed = ((now[0] - self.started[0]) * share, (now[1] - self.started[1]) * share)
 
 
-def _time(stage: Stage, steps: int, device: torch.device) -> tuple[float, float]:
+def _time(stage: Stage, steps: int, device: torch.device) -> Seconds:
     before = _clocks(device)
-    stage(steps)
+    own = stage(steps)
     after = _clocks(device)
-    return after[0] - before[0], after[1] - before[1]
+    return own or (after[0] - before[0], after[1] - before[1])
 
 
-def _clocks(device: torch.device) -> tuple[float, float]:
+def _clocks(device: torch.device) -> Seconds:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter(), time.process_time()
@@ -231,11 +232,11 @@ def _drain(batches: Iterator[Any]) -> None:
         pass
 
 
-def _summary(seconds: dict[str, list[tuple[float, float]]], images: int, steps: int) -> dict[str, Any]:
+def _summary(seconds: dict[str, list[Seconds]], images: int, steps: int) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     for name, rounds in seconds.items():
         wall, cpu_time = (statistics.median(r[k] for r in rounds) for k in (0, 1))
-        stages[name.strip()] = {
+        stages[name] = {
             "images_per_second": images / wall,
             "ms_per_batch": 1000 * wall / steps,
             "cpu_ms_per_batch": 1000 * cpu_time / steps,
@@ -250,10 +251,10 @@ def _summary(seconds: dict[str, list[tuple[float, float]]], images: int, steps: 
         "trainer_over_bare_loop": whole,
         "trainer_over_bare_loop_cpu": statistics.median(cpu),
     }
-    for name in ("stock Kornia", "torchvision v2 per image"):
+    for name, (_, ratio) in RIVALS.items():
         if name in stages:
-            own = [o / s for o, s in zip(pairs[f"  {name}"], pairs["augment and normalise"], strict=True)]
-            ratios[f"augmentation_over_{name.split()[0]}_{name.split()[1].lower()}"] = statistics.median(own)
+            own = [o / s for o, s in zip(pairs[name], pairs["augment and normalise"], strict=True)]
+            ratios[ratio] = statistics.median(own)
     return {"stages": stages, "ratios": ratios, "valid": abs(again - 1) <= NOISE}
 
 
@@ -272,18 +273,12 @@ ADVICE = {
 
 
 def _print(result: dict[str, Any]) -> None:
-    print(
-        f"\n{result['batches']} batches of {result['batch_size']} on {result['device']}, {result['threads']} threads, ",
-        end="",
-    )
-    print(
-        f"median of {result['rounds']} interleaved rounds\n\n{'stage':<34}{'images/s':>12}{'ms/batch':>11}{'CPU ms':>9}"
-    )
+    where = f"{result['batch_size']} on {result['device']}, {result['threads']} threads"
+    print(f"\n{result['batches']} batches of {where}, median of {result['rounds']} interleaved rounds\n")
+    print(f"{'stage':<34}{'images/s':>12}{'ms/batch':>11}{'CPU ms':>9}")
     for name, figures in result["stages"].items():
-        columns = (
-            f"{figures['images_per_second']:>12,.0f}{figures['ms_per_batch']:>11.2f}{figures['cpu_ms_per_batch']:>9.2f}"
-        )
-        print(f"{name:<34}{columns}")
+        milliseconds = f"{figures['ms_per_batch']:>11.2f}{figures['cpu_ms_per_batch']:>9.2f}"
+        print(f"{name:<34}{figures['images_per_second']:>12,.0f}{milliseconds}")
     print()
     for name, value in result["ratios"].items():
         print(f"{name:<46}{value:>8.2f}")

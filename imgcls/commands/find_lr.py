@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from imgcls.callbacks.figures import save
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
+from imgcls.data.options import seed_step
 from imgcls.errors import UserError
-from imgcls.optim import fast
 
 SMOOTHING = 0.95
 
@@ -44,10 +44,9 @@ def find_lr(
     data.prepare_data()
     data.setup("fit")
     model = copy.deepcopy(model).to(device).train()
-    groups = model.parameter_groups()
-    if not groups or model.finetune.solves:
+    if model.finetune.solves:
         raise UserError("find_lr: nothing is trained by steps here; choose another --model.finetune")
-    optimizer = fast(model.optimizer(groups))
+    optimizer = model.build_optimizer()
     share = [group["lr"] / model.lr for group in optimizer.param_groups]
     rates, losses, average = [], [], 0.0
     loader = data.train_dataloader()
@@ -57,12 +56,8 @@ def find_lr(
         rate = smallest * (largest / smallest) ** (step / (steps - 1))
         for group, factor in zip(optimizer.param_groups, share, strict=True):
             group["lr"] = rate * factor
-        torch.manual_seed(data.step_seed(0, step))
-        with torch.no_grad():
-            image, label = batch["image"].to(device), batch["label"].to(device)
-            if data.augment is not None:
-                image, label = data.augment(image, label)
-            image = data.normalize(image)
+        seed_step(data.step_seed(0, step), device)
+        image, label = data.prepare(batch["image"].to(device), batch["label"].to(device))
         loss = model.loss(model(image), label, None)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

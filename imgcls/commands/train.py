@@ -8,7 +8,7 @@ from imgcls.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    """fit, validate, test, predict, preview and benchmark, with every mistake of the user's as a UserError."""
+    """Every verb that needs data and model, with every mistake of the user's as a UserError."""
     keep_freed_memory()
     _set_up_messages()
     from lightning.fabric.utilities.exceptions import MisconfigurationException

@@ -102,12 +102,7 @@ class ImageDataModule(LightningDataModule, ABC):
         check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
         check(repeats > 0, "repeats", repeats, "a positive number")
         check(folds is None or folds > 1, "folds", folds, "at least 2")
-        check(
-            0 <= fold < (folds or 1),
-            "fold",
-            fold,
-            f"a number from 0 to {(folds or 1) - 1} (see --data.folds)",
-        )
+        check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
         self.num_workers, self.caches = num_workers, Caches(cache)
@@ -273,9 +268,18 @@ class ImageDataModule(LightningDataModule, ABC):
                 view = torch.randint(image.shape[1], (len(image),)).to(image.device)
                 image = image[torch.arange(len(image), device=image.device), view, None]
             return {**batch, "image": image[:, 0].to(dtype)}
-        if trainer.training and self.augment is not None:
+        if trainer.training:
+            image, label = self.prepare(image, label)
+        else:
+            image = self.normalize(image)
+        return {**batch, "image": image.to(dtype), "label": label}
+
+    @torch.no_grad()
+    def prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """A training batch as the model takes it: uint8 images (B, C, H, W) augmented and normalised, and labels."""
+        if self.augment is not None:
             image, label = self.augment(image, label)
-        return {**batch, "image": self.normalize(image).to(dtype), "label": label}
+        return self.normalize(image), label
 
     def step_seed(self, *position: int) -> int:
         """A seed for torch that follows from the run's seed and a position in the run."""

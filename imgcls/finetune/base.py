@@ -21,6 +21,19 @@ class Training:
     start: int = 0
 
 
+@dataclass(frozen=True)
+class Features:
+    """Cached features of the images of one part.
+
+    Attributes:
+        feature: (N, 1 + views, F) float32: of the plain image, and of its augmented views.
+        label: (N,) int64.
+    """
+
+    feature: Tensor
+    label: Tensor
+
+
 class FineTune(ABC):
     """Which parts of a backbone are trained, how fast, and from when on.
 
@@ -35,6 +48,8 @@ class FineTune(ABC):
         data_sized: Tensors of the model whose shape follows from the number of training images.
 
     Args:
+        backbone_scale: Factor of the learning rate for the backbone, in variants that have one for all of it; below
+            1, a fresh head learns faster than pre-trained features change.
         freeze_statistics: Keep the running statistics of every BatchNorm of the backbone, trained or not: for
             batches too small, or data too few, to estimate better ones.
     """
@@ -44,8 +59,8 @@ class FineTune(ABC):
     solves: bool = False
     data_sized: tuple[str, ...] = ()
 
-    def __init__(self, freeze_statistics: bool = False) -> None:
-        self.freeze_statistics = freeze_statistics
+    def __init__(self, backbone_scale: float = 1.0, freeze_statistics: bool = False) -> None:
+        self.backbone_scale, self.freeze_statistics = backbone_scale, freeze_statistics
 
     @abstractmethod
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:
@@ -75,7 +90,7 @@ class FineTune(ABC):
         """A term of the loss that depends on the weights, a scalar, or None."""
         return None
 
-    def solve(self, head: nn.Module, train: "Features", val: "Features | None") -> dict[str, float] | None:
+    def solve(self, head: nn.Module, train: Features, val: Features | None) -> dict[str, float] | None:
         """Fit the head to cached features at once, in place of training by steps, where `solves` is set.
 
         Args:
@@ -91,19 +106,6 @@ class FineTune(ABC):
     def merge(self, backbone: Backbone) -> None:
         """Fold what training added to the backbone into plain weights; predictions stay the same."""
         return
-
-
-@dataclass(frozen=True)
-class Features:
-    """Cached features of the images of one part.
-
-    Attributes:
-        feature: (N, 1 + views, F) float32: of the plain image, and of its augmented views.
-        label: (N,) int64.
-    """
-
-    feature: Tensor
-    label: Tensor
 
 
 def frozen_modules(module: nn.Module, trained: set[nn.Parameter], freeze_statistics: bool) -> Iterator[nn.Module]:

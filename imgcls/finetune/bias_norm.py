@@ -9,15 +9,7 @@ class BiasNorm(FineTune):
 
     After Ben Zaken et al. (BitFit, ACL 2022) for biases, and Frankle et al. (Training BatchNorm and only BatchNorm,
     ICLR 2021) for norms: all parameters of at most one dimension.
-
-    Args:
-        backbone_scale: Factor of the learning rate for them.
-        freeze_statistics: Keep the running statistics of every BatchNorm.
     """
-
-    def __init__(self, backbone_scale: float = 1.0, freeze_statistics: bool = False) -> None:
-        super().__init__(freeze_statistics)
-        self.backbone_scale = backbone_scale
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         return [self.backbone_scale] * len(stages)

@@ -29,10 +29,10 @@ class Gradual(FineTune):
         backbone_scale: float = 1.0,
         freeze_statistics: bool = False,
     ) -> None:
-        super().__init__(freeze_statistics)
+        super().__init__(backbone_scale, freeze_statistics)
         if epochs < 1 or (blocks is not None and blocks < 1):
             raise UserError(f"--model.finetune: epochs {epochs} and blocks {blocks} must be positive")
-        self.epochs, self.blocks, self.backbone_scale = epochs, blocks, backbone_scale
+        self.epochs, self.blocks = epochs, blocks
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         return [self.backbone_scale] * len(stages)

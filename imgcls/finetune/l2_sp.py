@@ -22,8 +22,8 @@ class L2SP(FineTune):
     """
 
     def __init__(self, alpha: float = 0.01, backbone_scale: float = 1.0, freeze_statistics: bool = False) -> None:
-        super().__init__(freeze_statistics)
-        self.alpha, self.backbone_scale = alpha, backbone_scale
+        super().__init__(backbone_scale, freeze_statistics)
+        self.alpha = alpha
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         return [self.backbone_scale] * len(stages)

@@ -16,7 +16,7 @@ class LayerDecay(FineTune):
     """
 
     def __init__(self, decay: float = 0.75, freeze_statistics: bool = False) -> None:
-        super().__init__(freeze_statistics)
+        super().__init__(freeze_statistics=freeze_statistics)
         self.decay = decay
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102

@@ -15,8 +15,8 @@ class Partial(FineTune):
     """
 
     def __init__(self, blocks: int = 2, backbone_scale: float = 1.0, freeze_statistics: bool = False) -> None:
-        super().__init__(freeze_statistics)
-        self.blocks, self.backbone_scale = blocks, backbone_scale
+        super().__init__(backbone_scale, freeze_statistics)
+        self.blocks = blocks
 
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         if not 0 <= self.blocks <= len(stages):

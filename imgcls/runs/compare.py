@@ -39,11 +39,10 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
     higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
     others = [group for group in scored if group is not base]
     on_images = metric == "test/acc"
+    pairs = [_shared(group, base) if on_images else None for group in others]
     found = [
-        compare_images(*pair)
-        if on_images and (pair := _shared(group, base))
-        else compare_scores(group.scores(metric), base.scores(metric))
-        for group in others
+        compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
+        for group, pair in zip(others, pairs, strict=True)
     ]
     adjusted = holm([c.p_value for c in found])
     rows = []
@@ -57,7 +56,10 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
             row |= asdict(comparison) | {"adjusted_p": adjusted[place]}
             row["verdict"] = verdict(comparison, adjusted[place], higher)
         rows.append(row)
-    notes = _notes(groups, scored, metric, others, base)
+    notes = _notes(groups, scored, metric)
+    if on_images and None in pairs:
+        notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
+                     "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
 
 
@@ -115,9 +117,7 @@ def _shared(group: Group, base: Group) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     if len({_test_identity(run) for run in (*group.runs, *base.runs)}) > 1:
         return None
-    ours, theirs = (
-        np.stack([t["logits"].argmax(1) == t["label"] for t in (r.test for r in g.runs) if t]) for g in (group, base)
-    )
+    ours, theirs = (np.stack([test["right"] for run in g.runs if (test := run.test)]) for g in (group, base))
     return ours, theirs
 
 
@@ -127,9 +127,7 @@ def _test_identity(run: Run) -> tuple[Any, ...]:
     return data.get("data"), data.get("test"), test["label"].tobytes(), test["index"].tobytes()
 
 
-def _notes(
-    groups: Sequence[Group], scored: Sequence[Group], metric: str, others: Sequence[Group], base: Group
-) -> list[str]:
+def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> list[str]:
     notes = []
     for group in groups:
         without = [str(run.folder.path) for run in group.runs if run.metrics.get(metric) is None]
@@ -141,14 +139,11 @@ def _notes(
         if len(set(map(str, seeds))) < len(seeds):
             notes.append(f"{group.name}: the same seed comes more than once; equal runs are not independent evidence")
     single = [group.name for group in scored if len(group.scores(metric)) == 1]
-    if single and others:
+    if single and len(scored) > 1:
         notes.append(
             "one seed only: " + "; ".join(single) + ". A test then says whether two trained models differ on images "
             "of this kind, not whether one way of training is better than the other."
         )
-    if metric == "test/acc" and any(_shared(group, base) is None for group in others):
-        notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
-                     "not tested): they are compared by their scores alone")  # fmt: skip
     if metric.startswith("val/"):
         notes.append("validation chose each run's checkpoint: its figures are too good, and more so for longer runs")
     return notes

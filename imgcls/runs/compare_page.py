@@ -1,20 +1,18 @@
 """The page of a comparison, with everything inside it: nothing is requested from anywhere."""
 
-import io
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from imgcls.runs.compare import disagreements, per_class
 from imgcls.runs.folder import write_atomic
 from imgcls.runs.groups import Group
+from imgcls.runs.page import epoch_axes, svg, template
 from imgcls.runs.record import read_metrics
 
 CURVES = {"val/acc": "Validation accuracy", "val/loss": "Validation loss", "train/loss": "Training loss"}
@@ -33,9 +31,9 @@ def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group]) -> N
     compared = [by_name[row["name"]] for row in result["groups"]]
     base = by_name[result["baseline"]]
     keys = sorted({k for row in result["groups"] for k in row["settings"]})
-    curves = [(key.replace("/", "-"), title, svg) for key, title in CURVES.items() if (svg := _curves(compared, key))]
+    curves = [(title, curve) for key, title in CURVES.items() if (curve := _curves(compared, key))]
     others = [group for group in compared if group is not base]
-    page = _template().render(
+    page = template("compare.html").render(
         result=result,
         keys=keys,
         colors=[_color(k) for k in range(len(compared))],
@@ -54,12 +52,6 @@ def number(value: float | None, signed: bool = False) -> str:
     return f"{value:+.4f}" if signed else f"{value:.4f}"
 
 
-def _template() -> Any:
-    # names of classes, files and settings come from the user's data: everything is escaped
-    loader = Environment(loader=PackageLoader("imgcls", "runs"), autoescape=select_autoescape())
-    return loader.get_template("compare.html")
-
-
 def _color(place: int) -> str:
     red, green, blue, _ = colormaps["tab10"](place % 10)
     return f"#{int(red * 255):02x}{int(green * 255):02x}{int(blue * 255):02x}"
@@ -68,8 +60,7 @@ def _color(place: int) -> str:
 def _curves(groups: Sequence[Group], key: str) -> str:
     """Mean over seeds with a band from the lowest to the highest, one line for each group; empty without data."""
     split, _, name = key.partition("/")
-    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
-    axes = figure.subplots()
+    axes = epoch_axes(6.2, 3.6, ylabel=key)
     for place, group in enumerate(groups):
         by_epoch: dict[int, list[float]] = {}
         for run in group.runs:
@@ -85,15 +76,7 @@ def _curves(groups: Sequence[Group], key: str) -> str:
             )
             for drawn in (line, band):
                 drawn.set_gid(f"{split}-{name}-{place}-{type(drawn).__name__}")
-    if not axes.lines:
-        return ""
-    axes.set(xlabel="epoch", ylabel=key)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return svg(axes)
 
 
 def _named(group: Group, base: Group) -> list[dict[str, Any]]:
@@ -102,11 +85,9 @@ def _named(group: Group, base: Group) -> list[dict[str, Any]]:
     if not found:
         return []
     run = base.runs[0]
-    lines = (run.folder.predictions / "test.csv").read_text(encoding="utf-8").splitlines()[1:] if found else []
-    names = run.environment.get("data", {}).get("class_names", [])
+    with open(run.folder.predictions / "test.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))  # in the order of the logits
     for image in found:
-        place = image["position"]
-        fields = lines[place].split(",") if place < len(lines) else []
-        image["path"] = fields[1].strip('"') if len(fields) > 1 else str(place)
-        image["class"] = names[image["label"]] if image["label"] < len(names) else str(image["label"])
+        row = rows[image["position"]]
+        image["path"], image["class"] = row["path"], row["label_name"]
     return found

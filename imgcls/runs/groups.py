@@ -52,12 +52,13 @@ class Run:
 
     @cached_property
     def test(self) -> dict[str, np.ndarray] | None:
-        """Logits (M, K), label (M,) and index (M,) of the test images, or None."""
+        """Label (M,) and index (M,) of the test images, and whether each is predicted right (M,) bool; or None."""
         path = self.folder.predictions / "test.npz"
         if not path.is_file():
             return None
         with np.load(path) as arrays:
-            return {name: arrays[name] for name in ("logits", "label", "index")}
+            label = arrays["label"]
+            return {"label": label, "index": arrays["index"], "right": arrays["logits"].argmax(1) == label}
 
     @property
     def identity(self) -> str:
