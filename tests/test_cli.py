@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 
@@ -162,6 +163,7 @@ def test_wandb_keeps_config_and_media_offline(imgcls):
     words = [w for w in TINY if not str(w).startswith("--trainer.logger")]
     code, out, err = imgcls("fit", *words, "--run_dir", "run")
     assert code == 0, err
+    assert wandb.run is None, "a second run of this process would be added to the first one's record"
     (record,) = Path("run/wandb").glob("offline-run-*")
     assert {p.name.split("_")[0] for p in (record / "files/media/images/test").iterdir()} == {"confusion", "mistakes"}
     tool = Path(sys.executable).with_name("wandb")

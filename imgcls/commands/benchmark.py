@@ -65,8 +65,10 @@ def benchmark(
     device = trainer.strategy.root_device
     with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
         bench = _Bench(trainer, model, data, device, steps, folder)
-        seconds = _rounds(bench, rounds)
-        wandb.finish()
+        try:
+            seconds = _rounds(bench, rounds)
+        finally:
+            wandb.finish()  # before its folder goes
     result = _summary(seconds, steps * bench.batch_size, steps)
     result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
     result |= {"batch_size": bench.batch_size, "peak_memory_mib": _peak_memory(device)}

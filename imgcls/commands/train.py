@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import sys
 import warnings
 
 from imgcls.allocator import keep_freed_memory
@@ -24,7 +25,16 @@ def main(arguments: list[str]) -> int:
         if cause is None:
             raise
         raise cause from error
+    finally:
+        _finish_wandb(failed=sys.exc_info()[0] is not None)
     return 0
+
+
+def _finish_wandb(failed: bool) -> None:
+    """Close the record now: a later run of the same process (a notebook, a test) would be added to this one."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))
 
 
 def _set_up_messages() -> None:
