@@ -1,6 +1,8 @@
 # Everything runs in .venv, which `make` sets up. PYTHON names the interpreter to build it from.
 PYTHON ?= python3
 BIN := .venv/bin
+# one thread for each process: two that share the cores wait for each other's threads
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint clean
@@ -21,10 +23,10 @@ demo: setup  ## train and test the CNN on the bundled data
 	$(BIN)/python -m imgcls fit --config experiments/demo.yaml
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup  ## run the tests that take less than a few seconds each
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .
