@@ -104,6 +104,12 @@ class ImgclsCLI(LightningCLI):
         )
         parser.add_argument("--test_after_fit", type=bool, default=False, help="Test the best checkpoint at the end.")
         parser.add_argument(
+            "--robustness",
+            type=bool,
+            default=False,
+            help="Test under other size, lighting, noise … too.",
+        )
+        parser.add_argument(
             "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
         )
         parser.add_argument("--run", type=str | None, help="validate, test, predict: the folder of a trained run.")
@@ -217,6 +223,10 @@ class ImgclsCLI(LightningCLI):
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
         ]
+        if config["robustness"]:
+            from imgcls.callbacks.robustness import Robustness
+
+            callbacks.insert(0, Robustness(self.run))  # before the record, whose report shows its figure
         given = config["trainer"]["callbacks"] or []
         if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(TQDMProgressBar(REFRESH))
@@ -274,11 +284,11 @@ class ImgclsCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the metrics."""
-        self._print_metrics("test/")
+        self._print_metrics("test/", *(["robust/"] if self.config.test.robustness else []))
 
     @rank_zero_only
-    def _print_metrics(self, prefix: str) -> None:
-        metrics = {k: v for k, v in read_json(self.run.metrics_json).items() if k.startswith(prefix)}
+    def _print_metrics(self, *prefixes: str) -> None:
+        metrics = {k: v for k, v in read_json(self.run.metrics_json).items() if k.startswith(prefixes)}
         print()
         for name, value in sorted(metrics.items()):
             print(f"  {name:<24}{value if isinstance(value, int | None) else format(value, '.4f')}")

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from imgcls.data.sampling import EvalBatches, TrainBatches, split, stratified_order
+from imgcls.data.sample import SampleData
+from imgcls.data.sampling import EvalBatches, TrainBatches, mislabel, split, stratified_order
 from imgcls.errors import UserError
 
 LABEL = np.random.default_rng(7).choice(5, 997, p=[0.4, 0.3, 0.2, 0.07, 0.03])
@@ -134,3 +135,27 @@ def test_repeats_follow_each_other_and_go_to_different_processes():
     assert len(alone) == 40 and len(set(alone)) == 10 and alone[0:4] == [alone[0]] * 4
     shares = [[i for batch in TrainBatches(40, 5, 0, rank, 4, repeats=4) for i in batch] for rank in range(4)]
     assert shares[0] == shares[1] == shares[2] == shares[3] and len(set(shares[0])) == 10
+
+
+def test_mislabelled_images_are_the_asked_share_of_the_given_ones_and_nested():
+    label, index = np.repeat(np.arange(7), 40), np.arange(0, 280, 2)
+    half, tenth = (mislabel(label, index, share, 7, seed=3) for share in (0.5, 0.1))
+    wrong = np.flatnonzero(half != label)
+    assert len(wrong) == 70 and set(wrong) <= set(index)
+    assert (np.flatnonzero(tenth != label)).size == 14
+    assert (tenth[tenth != label] == half[tenth != label]).all()
+    shift = (half - label)[wrong] % 7
+    assert set(shift) == {1, 2, 3, 4, 5, 6}
+    assert (mislabel(label, index, 0.5, 7, seed=4) != half).any()
+
+
+def test_noise_reaches_training_labels_only():
+    clean, noisy = (SampleData(label_noise=noise, train_fraction=0.1) for noise in (0.0, 0.4))
+    for data in (clean, noisy):
+        data.setup("test")
+    different = noisy.parts["train"][0].label != clean.parts["train"][0].label
+    index = noisy.parts["train"][1]
+    assert different[index].mean() == pytest.approx(0.4, abs=0.002) and different.sum() == different[index].sum()
+    for part in ("val", "test"):
+        assert (noisy.parts[part][0].label == clean.parts[part][0].label).all()
+    assert noisy.fingerprint == clean.fingerprint

@@ -1,3 +1,4 @@
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from torch.utils.data import DataLoader
 from imgcls.augment.base import Augmentation
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
-from imgcls.data.options import check, per_channel, seed_step, short
-from imgcls.data.sampling import EvalBatches, TrainBatches, split
+from imgcls.data.options import check, check_same_data, per_channel, seed_step
+from imgcls.data.sampling import EvalBatches, TrainBatches, mislabel, split
 from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
 from imgcls.errors import UserError
 
@@ -52,6 +53,7 @@ class ImageDataModule(LightningDataModule, ABC):
         folds: Cross-validation: number of folds of the training (and official validation) part.
         fold: Which fold is the validation part, from 0.
         train_fraction: Stratified share of the training part to train on; smaller shares lie in larger ones.
+        label_noise: Share of the training images that get another class, for studies of annotation errors.
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
@@ -86,6 +88,7 @@ class ImageDataModule(LightningDataModule, ABC):
         folds: int | None = None,
         fold: int = 0,
         train_fraction: float = 1.0,
+        label_noise: float = 0.0,
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         cache: str = "memory",
@@ -97,6 +100,7 @@ class ImageDataModule(LightningDataModule, ABC):
         check(0 <= val_fraction < 1, "val_fraction", val_fraction, "a share from 0 to below 1")
         check(0 <= test_fraction < 1, "test_fraction", test_fraction, "a share from 0 to below 1")
         check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
+        check(0 <= label_noise < 1, "label_noise", label_noise, "a share from 0 to below 1")
         check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
         check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
         check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
@@ -115,7 +119,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.crop_fraction = crop_fraction or 1.0
         self.augment = augment
         self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
-        self.folds, self.fold, self.train_fraction = folds, fold, train_fraction
+        self.folds, self.fold, self.train_fraction, self.label_noise = folds, fold, train_fraction, label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
         self._resume_at = (0, 0)
@@ -142,7 +146,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 test = self._require(self.open("test"), "test")
                 self.parts["test"] = (test, np.arange(len(test)))
             else:
-                self.parts["test"] = (self.parts["train"][0], self._carved_test)
+                self.parts["test"] = self._carved_test
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
 
@@ -163,7 +167,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        self._carved_test = chosen.test
+        self._carved_test = (pool, chosen.test)
+        if self.label_noise:
+            noisy = copy.copy(pool)
+            noisy.label = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
+            self.parts["train"] = (noisy, chosen.train)
 
     def has_official(self, part: Part) -> bool:
         """Whether the source brings that part itself. Answered without reading images."""
@@ -305,16 +313,5 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: The classes or the split are not those of the checkpoint.
         """
-        if state["class_names"] != self.class_names:
-            raise UserError(
-                f"data: the checkpoint knows the classes {short(state['class_names'])}, "
-                f"this data set has {short(self.class_names)}"
-            )
-        if self.verify_split and state["fingerprint"] != self.fingerprint:
-            changed = [k for k, v in state["fingerprint"].items() if v != self.fingerprint.get(k)]
-            raise UserError(
-                f"data: {' and '.join(changed)} differ from those that the checkpoint was trained on, so test images "
-                "may have been trained on; use the run's own data and --data.split_seed, --data.val_fraction, "
-                "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
-            )
+        check_same_data(state, self.class_names, self.fingerprint if self.verify_split else None)
         self._resume_at = tuple(state["position"])

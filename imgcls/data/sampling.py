@@ -85,6 +85,19 @@ def split(
     return Split(train, val, test)
 
 
+def mislabel(label: np.ndarray, index: np.ndarray, share: float, num_classes: int, seed: int) -> np.ndarray:
+    """Labels (N,) of which a share of those at `index` is replaced by another class, drawn evenly from all others.
+
+    Images that are wrong at a smaller share are wrong in the same way at a larger one.
+    """
+    rng = np.random.default_rng((seed, 1))
+    shift = rng.integers(1, num_classes, len(label))
+    wrong = rng.permutation(np.sort(index))[: round(share * len(index))]
+    noisy = label.copy()
+    noisy[wrong] = (label[wrong] + shift[wrong]) % num_classes
+    return noisy
+
+
 LARGEST_TAIL = 0.05
 
 

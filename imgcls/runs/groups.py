@@ -24,6 +24,7 @@ INCIDENTAL += (
     "data.init_args.cache",
     "experiment",
     "test_after_fit",
+    "robustness",
 )
 Settings = dict[str, Any]
 
