@@ -17,10 +17,12 @@ VERBS = {
         TRAINER,
         "class names and probabilities: --run RUN_DIR [--data.root=FOLDER] [--out FILE.csv]",
     ),
+    "explain": (TRAINER, "pictures of what each layer of a model responds to: --run RUN_DIR [--out FOLDER]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),
     "experiment": ("imgcls.commands.experiment", "all arms of a question, all seeds: experiments/QUESTION [--jobs N]"),
+    "answers": ("imgcls.commands.answers", "what the runs of questions say, as Markdown: experiments/QUESTION…"),
     "compare": ("imgcls.commands.compare", "is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]"),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
 }

@@ -37,14 +37,12 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
             *expand_configs(words),
         ]
     if run is None:
-        if verb in ("validate", "test", "predict") and not any(w.startswith("--ckpt_path") for w in words):
+        if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
                 raise UserError(f"{verb} needs a trained run: --run RUN_DIR")
         return [verb, *expand_configs(words)]
     if verb == "fit":
-        raise UserError(
-            f"--run goes with validate, test and predict; use --resume {run} to go on, or --config {run}/config.yaml"
-        )
+        raise UserError(f"--run goes with a trained run's verbs; use --resume {run}, or --config {run}/config.yaml")
     folder = RunFolder.existing(run, "--run")
     written = ["--config", str(folder.config), "--run_dir", run]
     if not any(w.partition("=")[0] == "--ckpt_path" for w in words):

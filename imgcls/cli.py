@@ -89,6 +89,7 @@ class ImgclsCLI(LightningCLI):
             "preview": {"model", "datamodule"},
             "benchmark": {"model", "datamodule"},
             "find_lr": {"model", "datamodule"},
+            "explain": {"model", "datamodule"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -256,7 +257,7 @@ class ImgclsCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand in WITHOUT_RUN:
+        if subcommand in (*WITHOUT_RUN, "explain"):
             return kwargs
         kwargs["weights_only"] = True  # a checkpoint from elsewhere must not run code
         extra = {

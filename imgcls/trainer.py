@@ -8,6 +8,7 @@ from imgcls.callbacks.predict import PredictionTable
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.load import read_checkpoint
 
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
 
@@ -92,3 +93,25 @@ class Trainer(lightning.Trainer):
         best = find_lr(model, datamodule, self.strategy.root_device, out, steps)
         print(f"the loss falls fastest at --model.lr={best:.1e}; curve: {out}")
         return best
+
+    def explain(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule,
+        out: Path | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> None:
+        """Draw what each layer of a trained model responds to.
+
+        Args:
+            model: The model.
+            datamodule: The run's data; validation images are shown.
+            out: Folder for the pictures. Default: figures/ in the run's folder.
+            ckpt_path: Checkpoint, where it is not the run's best.
+        """
+        from imgcls.commands.explain import explain
+
+        state = read_checkpoint(Path(str(ckpt_path)), "--ckpt_path")["state_dict"]
+        model.check_weights(state)
+        model.load_state_dict(state)
+        explain(model, datamodule, self.strategy.root_device, Path(out or Path(self.default_root_dir) / "figures"))

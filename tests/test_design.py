@@ -56,6 +56,7 @@ def test_configs_have_one_shape(path):
     text = path.read_text()
     assert text.startswith("# ") and len(text.splitlines()) <= 25
     allowed = {"base", "data", "model", "trainer", "checkpoint", "seed_everything", "experiment", "test_after_fit"}
+    allowed |= {"robustness"}
     assert yaml.safe_load(text).keys() <= allowed
 
 
@@ -80,6 +81,8 @@ def test_every_config_resolves(path, imgcls, capsys):
         ]
         parts = [path if path.parent == p.parent and path.parent.name != "trainer" else p for p in parts]
         words = [w for p in parts for w in ("--config", p)] + ([] if path in parts else ["--config", path])
+    if path.name == "real_size.yaml":
+        words = ["--config", ROOT / "experiments/depth/depth-2.yaml", *words]
     needed = REQUIRED.get(path.name, []) if path.parent.name == "data" else []
     with pytest.raises(SystemExit) as end:
         imgcls("fit", *words, *needed, "--print_config")

@@ -5,49 +5,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from imgcls.commands.compare import print_comparison
 from imgcls.compose import config_files, expand_configs
-from imgcls.errors import UserError, near
+from imgcls.errors import UserError
 from imgcls.runs.compare import compare
 from imgcls.runs.folder import RunFolder, read_json, write_atomic
-from imgcls.runs.groups import find_runs, group_runs
-
-KEYS = ("question", "seeds", "baseline", "metric", "options")
-
-
-@dataclass(frozen=True)
-class Question:
-    """A folder with one config per arm and a question.toml beside them.
-
-    Attributes:
-        folder: The folder.
-        text: The question, in words.
-        seeds: Seeds of every arm.
-        baseline: Name of the arm that the others are compared with.
-        metric: What is compared.
-        options: Further options of every fit.
-    """
-
-    folder: Path
-    text: str
-    seeds: list[int]
-    baseline: str
-    metric: str
-    options: list[str]
-
-    @property
-    def arms(self) -> dict[str, Path]:
-        """Config of each arm by its name."""
-        return {path.stem: path for path in sorted(self.folder.glob("*.yaml"))}
+from imgcls.runs.question import Question, arms_of, judge, read_question
 
 
 @dataclass(frozen=True)
@@ -98,55 +68,22 @@ def main(arguments: list[str]) -> int:
         return 0
     print(f"{question.text}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
     failed = run_jobs(jobs, question.metric, max(1, options.jobs))
-    groups = group_runs(find_runs([str(out)]))
-    arm_of = {run.folder.path.resolve(): run.folder.path.parent.name for group in groups for run in group.runs}
-    for group in groups:  # an arm's name says more than its settings, as long as it is one group
-        names = {arm_of[run.folder.path.resolve()] for run in group.runs}
-        group.name = names.pop() if len(names) == 1 else group.name
+    groups = arms_of(question, out)
     result = compare(groups, question.metric, question.baseline)
     print()
     print_comparison(result)
+    for claim in judge(question, groups):
+        print(f"\n{claim.text}: {claim.answer}")
     from imgcls.runs.compare_page import write_page
 
     write_page(out / "compare.html", result, groups)
-    print(f"page: {out / 'compare.html'}")
+    print(f"\npage: {out / 'compare.html'}")
     for job, code in failed:
         print(
             f"failed: {job.arm}, seed {job.seed} (exit code {code}): {_last_line(job.log)}; see {job.log}",
             file=sys.stderr,
         )
     return 1 if failed else 0
-
-
-def read_question(folder: Path) -> Question:
-    """Read a question's folder.
-
-    Raises:
-        UserError: There is no question.toml or no arm, or a key is missing or unknown.
-    """
-    path = folder / "question.toml"
-    if not path.is_file():
-        raise UserError(f"experiment: {path}: there is no such file; it holds question, seeds, and baseline")
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not TOML ({error})") from error
-    for key in content:
-        if key not in KEYS:
-            raise UserError(f"{path}: {key}: there is no such key{near(key, KEYS)}; it takes {', '.join(KEYS)}")
-    question = Question(
-        folder,
-        content.get("question", folder.name),
-        content.get("seeds", [0, 1, 2]),
-        content.get("baseline", ""),
-        content.get("metric", "test/acc"),
-        content.get("options", []),
-    )
-    if not question.arms:
-        raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
-    if question.baseline not in question.arms:
-        raise UserError(f"{path}: baseline {question.baseline!r} is not one of the arms {', '.join(question.arms)}")
-    return question
 
 
 def run_jobs(jobs: Sequence[Job], metric: str, at_once: int) -> list[tuple[Job, int]]:

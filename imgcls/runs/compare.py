@@ -39,7 +39,7 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
     higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
     others = [group for group in scored if group is not base]
     on_images = metric == "test/acc"
-    pairs = [_shared(group, base) if on_images else None for group in others]
+    pairs = [shared_images(group, base) if on_images else None for group in others]
     found = [
         compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
         for group, pair in zip(others, pairs, strict=True)
@@ -65,7 +65,7 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
 
 def per_class(group: Group, base: Group) -> list[tuple[str, float, float, float]]:
     """Class, accuracy of its test images in the baseline and in the group, and the difference; by size of it."""
-    pair = _shared(group, base)
+    pair = shared_images(group, base)
     if pair is None:
         return []
     test = base.runs[0].test
@@ -81,7 +81,7 @@ def per_class(group: Group, base: Group) -> list[tuple[str, float, float, float]
 
 def disagreements(group: Group, base: Group) -> list[dict[str, Any]]:
     """Test images that the two groups judge most differently: position, label, share of right predictions in each."""
-    pair = _shared(group, base)
+    pair = shared_images(group, base)
     if pair is None:
         return []
     test = base.runs[0].test
@@ -110,7 +110,7 @@ def _find(groups: Sequence[Group], wanted: str | None) -> int:
     raise UserError(f"--baseline {wanted!r}: names no group, or several; give a number or a name of {listing}")
 
 
-def _shared(group: Group, base: Group) -> tuple[np.ndarray, np.ndarray] | None:
+def shared_images(group: Group, base: Group) -> tuple[np.ndarray, np.ndarray] | None:
     """Whether each run predicts each test image right, (S, M) of both groups; None without one shared test set."""
     tests = [run.test for run in (*group.runs, *base.runs)]
     if any(test is None for test in tests):

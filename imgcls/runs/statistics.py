@@ -57,6 +57,20 @@ def compare_scores(group: Sequence[float], baseline: Sequence[float]) -> Compari
     return _student(difference, variance, freedom, "Welch's t-test over seeds")
 
 
+def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
+    """Paired t-test of two scores of the same S runs."""
+    differences = [a - b for a, b in zip(group, baseline, strict=True)]
+    mean = mean_over_seeds(differences)
+    if len(differences) < 2:
+        return Comparison(mean, math.nan, "one seed: no test", False)
+    return _student(
+        mean.value,
+        float(np.var(differences, ddof=1)) / len(differences),
+        len(differences) - 1,
+        "paired t-test over seeds",
+    )
+
+
 def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     """Difference of accuracies on one shared test set.
 

@@ -1,0 +1,45 @@
+import argparse
+from pathlib import Path
+
+from imgcls.errors import UserError
+from imgcls.runs.answer import write_answer
+from imgcls.runs.folder import write_atomic
+from imgcls.runs.question import arms_of, read_question
+
+HEAD = """# Questions and measured answers
+
+Written by `python -m imgcls answers`, from the runs' own files; nothing here was typed. Intervals are 95 %: of a mean,
+over seeds; of a difference in test accuracy, over seeds and test images. `cannot tell` means that chance alone could do
+it: more seeds or more test images would be needed. Hardware: {hardware}.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Write what the runs of some questions say, as Markdown with a figure each."""
+    parser = argparse.ArgumentParser(prog="python -m imgcls answers", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="QUESTION", help="folders with a question.toml")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where RUNS/QUESTION/ARM/seed-N lie")
+    parser.add_argument("--out", type=Path, default=Path("answers.md"), help="the Markdown file")
+    options = parser.parse_args(arguments[1:])
+    sections, hardware = [], set()
+    for folder in options.folders:
+        question = read_question(folder)
+        groups = arms_of(question, options.runs / question.name)
+        if not any(group.scores(question.metric) for group in groups):
+            raise UserError(
+                f"answers: {options.runs / question.name} holds no finished run; first "
+                f"python -m imgcls experiment {folder}"
+            )
+        hardware |= {_hardware(run.environment) for group in groups for run in group.runs}
+        figure = options.out.parent / "figures" / f"{question.name}.png"
+        sections.append(write_answer(question, groups, figure, f"figures/{question.name}.png"))
+        print(f"{question.name}: {sum(len(group.runs) for group in groups)} runs, {figure}")
+    write_atomic(options.out, "\n".join([HEAD.format(hardware="; ".join(sorted(hardware))), *sections]))
+    print(f"answers: {options.out}")
+    return 0
+
+
+def _hardware(environment: dict) -> str:
+    hardware = environment.get("hardware", {})
+    accelerators = ", ".join(hardware.get("accelerators", []))
+    return accelerators or f"{hardware.get('processor', 'unknown')}, {hardware.get('cores', '?')} cores"
