@@ -20,18 +20,18 @@ def gray(image: Tensor) -> Tensor:
     if image.shape[1] == 1:
         return image
     red, green, blue = image.unbind(1)
-    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)[:, None]
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
 def adjust_brightness(image: Tensor, factor_B: Tensor) -> Tensor:
     """`clamp(factor * image)`."""
-    return (image * factor_B[:, None, None, None]).clamp(0, 1)
+    return (image * factor_B[:, None, None, None]).clamp_(0, 1)
 
 
 def adjust_contrast(image: Tensor, factor_B: Tensor) -> Tensor:
     """Away from, or towards, the mean luma of each image, clamped."""
     factor_B111 = factor_B[:, None, None, None]
-    return (image * factor_B111 + (1 - factor_B111) * gray(image).mean((2, 3), keepdim=True)).clamp(0, 1)
+    return (image * factor_B111).add_((1 - factor_B111) * gray(image).mean((2, 3), keepdim=True)).clamp_(0, 1)
 
 
 def adjust_saturation(image: Tensor, factor_B: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def adjust_saturation(image: Tensor, factor_B: Tensor) -> Tensor:
     if image.shape[1] == 1:
         return image
     factor_B111 = factor_B[:, None, None, None]
-    return (image * factor_B111 + (1 - factor_B111) * gray(image)).clamp(0, 1)
+    return (image * factor_B111).add_(gray(image) * (1 - factor_B111)).clamp_(0, 1)
 
 
 def adjust_hue(image: Tensor, shift_B: Tensor) -> Tensor:
@@ -53,14 +53,16 @@ def adjust_hue(image: Tensor, shift_B: Tensor) -> Tensor:
     red, green, blue = image.unbind(1)
     largest = torch.maximum(torch.maximum(red, green), blue)
     spread = largest - torch.minimum(torch.minimum(red, green), blue)
-    scale = 1 / spread.clamp(min=1e-12)
-    of_green_or_blue = torch.where(largest == green, (blue - red) * scale + 2, (red - green) * scale + 4)
-    hue = torch.where(largest == red, (green - blue) * scale, of_green_or_blue) + 6 * shift_B[:, None, None]
+    scale = spread.clamp(min=1e-12).reciprocal_()
+    of_green_or_blue = torch.where(
+        largest == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4)
+    )
+    hue = torch.where(largest == red, (green - blue).mul_(scale), of_green_or_blue).add_(6 * shift_B[:, None, None])
     channels = []
     for own in (0, 2, 4):
         away = hue - own
-        away = (away - 6 * torch.round(away / 6)).abs()
-        channels.append(largest - spread * (away - 1).clamp(0, 1))
+        away.sub_((away * (1 / 6)).round_(), alpha=6).abs_().sub_(1).clamp_(0, 1)
+        channels.append(torch.addcmul(largest, spread, away, value=-1))
     return torch.stack(channels, 1)
 
 
