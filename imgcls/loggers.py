@@ -38,10 +38,20 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     name = run.path.name
     chosen = {"save_dir": str(run.path), "name": options["name"] or name, "id": options["id"] or name}
     chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
+    chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
+    chosen |= {"tags": options.get("tags") or _tags(config)}
     if not options["offline"] and "WANDB_MODE" not in os.environ and (reason := _wandb_unusable()):
         chosen |= {"offline": True, "mode": "offline"}
         rank_zero_only(print)(f"W&B: {reason}; the record stays in {run.path}/wandb")
     return chosen
+
+
+def _tags(config: dict[str, Any]) -> list[str]:
+    """Data set, backbone and way of fine-tuning: what one filters by first."""
+    data, model = config["data"], config["model"]["init_args"]
+    parts = [part for part in (data, model["backbone"], model["finetune"]) if part]
+    names = [p.get("init_args", {}).get("name") or p["class_path"].rpartition(".")[2] for p in parts]
+    return [name[:64] for name in names]
 
 
 def _wandb_unusable() -> str | None:

@@ -171,6 +171,24 @@ def test_wandb_keeps_config_and_media_offline(imgcls):
     assert "val/acc" in seen.stdout, seen.stderr
 
 
+def test_wandb_shows_the_kept_epoch_and_groups_seeds(imgcls):
+    words = [w for w in TINY if not str(w).startswith("--trainer.logger")]
+    words += ["--trainer.max_epochs=3", "--trainer.limit_train_batches=10", "--checkpoint.mode=min"]
+    code, _, err = imgcls("fit", *words, "--run_dir", "run", "--experiment=question/arm", "--seed_everything=5")
+    assert code == 0, err
+    table = csv.DictReader(Path("run/metrics.csv").read_text().splitlines())
+    rows = [float(r["acc"]) for r in table if r["split"] == "val"]
+    assert min(rows) < rows[-1]  # the checkpoint of the lowest accuracy is kept here, and it is not the last
+    (record,) = Path("run/wandb").glob("offline-run-*")
+    tool = Path(sys.executable).with_name("wandb")
+    words = [tool, "leet", "inspect", "--json"]
+    seen = subprocess.run([*words, "--summary", record], capture_output=True, text=True, timeout=60)
+    found = json.loads(seen.stdout)
+    assert found["summary"]["val/acc"] == pytest.approx(min(rows)) and found["tags"] == ["SampleData", "CNN", "Full"]
+    records = subprocess.run([*words, record], capture_output=True, text=True, timeout=60).stdout
+    assert '"run_group":"question/arm"' in records and '"job_type":"seed 5"' in records
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -37,6 +37,11 @@ class Outputs(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.best = state_dict["best"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """W&B's summary shows the epoch that is kept, as metrics.json does, and not the last one."""
+        for run in _wandb_runs(trainer):
+            run.define_metric("val/*", step_metric="trainer/global_step", summary="none")
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self.batches = []
 
@@ -58,6 +63,8 @@ class Outputs(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):
             self._write_table(trainer, "val")
+            for run in _wandb_runs(trainer):
+                run.summary.update({k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
         if trainer.state.fn == "validate":
             self._draw(trainer, "val")
 
@@ -113,6 +120,10 @@ class Outputs(Callback):
             titles = [f"{names[prediction[i]]} {probability[i].max():.2f}\nis {names[label[i]]}" for i in worst]
             figures["mistakes"] = save(image_grid(images, titles), self.run.figures / f"{part}_mistakes.png")
         return figures
+
+
+def _wandb_runs(trainer: Trainer) -> list[Any]:
+    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
 
 
 def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
