@@ -36,7 +36,7 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
 def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, config: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a killed run loses 1 s, not 15
     name = run.path.name
-    chosen = {"save_dir": str(run.path), "name": options["name"] or name, "id": options["id"] or name}
+    chosen = {"save_dir": str(run.path.resolve()), "name": options["name"] or name, "id": options["id"] or name}
     chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
     chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
     chosen |= {"tags": options.get("tags") or _tags(config)}

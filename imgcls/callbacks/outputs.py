@@ -37,11 +37,6 @@ class Outputs(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.best = state_dict["best"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """W&B's summary shows the epoch that is kept, as metrics.json does, and not the last one."""
-        for run in _wandb_runs(trainer):
-            run.define_metric("val/*", step_metric="trainer/global_step", summary="none")
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self.batches = []
 
@@ -63,8 +58,7 @@ class Outputs(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):
             self._write_table(trainer, "val")
-            for run in _wandb_runs(trainer):
-                run.summary.update({k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")})
+            _summarize_in_wandb(trainer)
         if trainer.state.fn == "validate":
             self._draw(trainer, "val")
 
@@ -122,8 +116,14 @@ class Outputs(Callback):
         return figures
 
 
-def _wandb_runs(trainer: Trainer) -> list[Any]:
-    return [logger.experiment for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+def _summarize_in_wandb(trainer: Trainer) -> None:
+    """Let W&B's summary show the epoch that is kept, as metrics.json does, and not the last one."""
+    values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            for name in values:  # by name: Lightning has defined the pattern *, which would win over val/*
+                logger.experiment.define_metric(name, step_metric="trainer/global_step", summary="none")
+            logger.experiment.summary.update(values)
 
 
 def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
