@@ -22,6 +22,7 @@ VERBS = {
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),
     "experiment": ("imgcls.commands.experiment", "all arms of a question, all seeds: experiments/QUESTION [--jobs N]"),
+    "sweep": ("imgcls.commands.sweep", "search for the best options: experiments/sweeps/X.yaml --count N [--jobs N]"),
     "answers": ("imgcls.commands.answers", "what the runs of questions say, as Markdown: experiments/QUESTION…"),
     "compare": ("imgcls.commands.compare", "is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]"),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),

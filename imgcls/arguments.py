@@ -19,7 +19,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     Raises:
         UserError: The folder is not a run's; an option does not go with the verb.
     """
-    verb, words = arguments[0], list(arguments[1:])
+    # W&B's agent writes values as Python does; true, null and lists are what the parser knows
+    verb, words = arguments[0], [re.sub(r"=(None|True|False)$", _as_yaml, word) for word in arguments[1:]]
     resume, words = _take(words, "--resume")
     run, words = _take(words, "--run")
     if resume is not None:
@@ -73,6 +74,10 @@ def refuse_overruled(arguments: Sequence[str]) -> None:
                 raise UserError(
                     f"{path}: model.optimizer.{name}: give model.{name} instead; it sets every parameter group"
                 )
+
+
+def _as_yaml(match: re.Match[str]) -> str:
+    return {"None": "=null", "True": "=true", "False": "=false"}[match[0][1:]]
 
 
 def _unlabelled(run: RunFolder) -> list[str]:

@@ -1,6 +1,5 @@
 import argparse
 import hashlib
-import os
 import shlex
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import yaml
 from imgcls.commands.compare import print_comparison
 from imgcls.compose import config_files, expand_configs
 from imgcls.errors import UserError
+from imgcls.processes import last_line, start_run
 from imgcls.runs.compare import compare
 from imgcls.runs.folder import RunFolder, read_json, write_atomic
 from imgcls.runs.question import Question, arms_of, judge, read_question
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> int:
     print(f"\npage: {out / 'compare.html'}")
     for job, code in failed:
         print(
-            f"failed: {job.arm}, seed {job.seed} (exit code {code}): {_last_line(job.log)}; see {job.log}",
+            f"failed: {job.arm}, seed {job.seed} (exit code {code}): {last_line(job.log)}; see {job.log}",
             file=sys.stderr,
         )
     return 1 if failed else 0
@@ -94,19 +94,13 @@ def run_jobs(jobs: Sequence[Job], metric: str, at_once: int) -> list[tuple[Job, 
     """
     todo = [job for job in jobs if not _is_done(job, metric)]
     print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are done", flush=True)
-    threads = str(max(1, len(os.sched_getaffinity(0)) // at_once)) if hasattr(os, "sched_getaffinity") else "1"
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
-    environment.pop("IMGCLS_RUN_DIR", None)
     children: set[subprocess.Popen] = set()
 
     def run(job: Job) -> int:
-        command = [sys.executable, "-m", "imgcls", *_words(job)]
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "w", encoding="utf-8") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            children.add(child)
-            code = child.wait()
-            children.discard(child)
+        child = start_run(_words(job), job.log, at_once)
+        children.add(child)
+        code = child.wait()
+        children.discard(child)
         value = read_json(job.run.metrics_json).get(metric)
         if code == 0 and value is None:
             code = 1
@@ -144,11 +138,6 @@ def _words(job: Job) -> list[str]:
         shutil.rmtree(job.run.path)  # stopped before its first checkpoint: there is nothing to go on from
     write_atomic(job.run.path.with_suffix(".settings"), job.settings())
     return job.words
-
-
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"
 
 
 def _sweep(question: Question, rest: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 
@@ -13,6 +14,7 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     _set_up_messages()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
 
     from imgcls.cli import ImgclsCLI
 
@@ -20,6 +22,8 @@ def main(arguments: list[str]) -> int:
         ImgclsCLI(arguments)
     except MisconfigurationException as error:
         raise _cause(error) or UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except SIGTERMException:
+        return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
     except Exception as error:
         cause = _cause(error)
         if cause is None:
