@@ -81,9 +81,12 @@ class Question:
 
     @property
     def arms(self) -> dict[str, Path]:
-        """Config of each arm by its name, numbers in order."""
+        """Config of each arm by its name: the baseline, then the others, numbers in order."""
         paths = {path.stem: path for path in self.folder.glob("*.yaml")}
-        return dict(sorted(paths.items(), key=lambda item: _natural(item[0])))
+        numbered = self.baseline.rpartition("-")[2].isdigit()
+        return dict(
+            sorted(paths.items(), key=lambda item: (item[0] != self.baseline and not numbered, _natural(item[0])))
+        )
 
 
 @dataclass(frozen=True)
