@@ -1,4 +1,3 @@
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,11 @@ from torch.utils.data import DataLoader
 from imgcls.augment.base import Augmentation
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
-from imgcls.data.options import check, per_channel, seed_step, short
-from imgcls.data.sampling import EvalBatches, TrainBatches, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
+from imgcls.data.intake import OnError, Skipped, take_in
+from imgcls.data.options import check, cores, per_channel, refuse_other_data, seed_step
+from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, split
+from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
 from imgcls.errors import UserError
-
-Part = Literal["train", "val", "test"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -57,6 +55,8 @@ class ImageDataModule(LightningDataModule, ABC):
         sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch.
+        on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
+            step and names them; `skip` leaves them out and lists them in the run's folder.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
         verify_split: Refuse to test a checkpoint on a split other than its own.
         seed: Set by the run's seed.
@@ -89,6 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         cache: str = "memory",
+        on_error: OnError = "raise",
         num_workers: int | None = None,
         verify_split: bool = True,
         seed: int = 0,
@@ -118,6 +119,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.folds, self.fold, self.train_fraction = folds, fold, train_fraction
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
+        self.on_error, self.checked = on_error, set[Part]()
+        self.skipped: list[Skipped] = []  # what was left out of the parts that were checked
         self._resume_at = (0, 0)
 
     @property
@@ -134,7 +137,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """
 
     def setup(self, stage: str) -> None:
-        """Open what `stage` needs: only the stages test and predict reach a test part."""
+        """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
         if "train" not in self.parts:
             self._setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
@@ -142,9 +145,18 @@ class ImageDataModule(LightningDataModule, ABC):
                 test = self._require(self.open("test"), "test")
                 self.parts["test"] = (test, np.arange(len(test)))
             else:
-                self.parts["test"] = (self.parts["train"][0], self._carved_test)
+                self.parts["test"] = (self._pool, self._carved_test)
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
+        needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        self._take_in(*needed.get(stage, ("test",)))
+
+    def _take_in(self, *wanted: Part) -> None:
+        parts = {part: (*self.parts[part], self.frame(part)) for part in wanted if part not in self.checked}
+        kept, skipped = take_in(parts, self.caches, self.on_error, self.num_workers, self.trainer)
+        self.parts |= kept
+        self.skipped += skipped
+        self.checked |= parts.keys()
 
     def _setup_training_parts(self) -> None:
         pool = self._require(self.open("train"), "training")
@@ -163,7 +175,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        self._carved_test = chosen.test
+        self._pool, self._carved_test = pool, chosen.test
 
     def has_official(self, part: Part) -> bool:
         """Whether the source brings that part itself. Answered without reading images."""
@@ -188,10 +200,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
         source, index = self.parts["train"]
-        probability = None
-        if self.sampling == "balanced":
-            probability = 1.0 / self.class_counts()[source.label[index]]
-            probability /= probability.sum()
+        probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
         return self._loader("train", batches)
@@ -229,9 +238,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loader(self, part: Part, batches: TrainBatches | EvalBatches, frame: Frame | None = None) -> DataLoader:
         source, index = self.parts[part]
-        workers = self.num_workers
-        if workers is None:
-            workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+        spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
+        workers = spare if self.num_workers is None else self.num_workers
         frame = frame or self.frame(part)
         return DataLoader(
             BatchDataset(self.caches.cached(source, index, frame), index, frame),
@@ -305,16 +313,5 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: The classes or the split are not those of the checkpoint.
         """
-        if state["class_names"] != self.class_names:
-            raise UserError(
-                f"data: the checkpoint knows the classes {short(state['class_names'])}, "
-                f"this data set has {short(self.class_names)}"
-            )
-        if self.verify_split and state["fingerprint"] != self.fingerprint:
-            changed = [k for k, v in state["fingerprint"].items() if v != self.fingerprint.get(k)]
-            raise UserError(
-                f"data: {' and '.join(changed)} differ from those that the checkpoint was trained on, so test images "
-                "may have been trained on; use the run's own data and --data.split_seed, --data.val_fraction, "
-                "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
-            )
+        refuse_other_data(state, self.class_names, self.fingerprint if self.verify_split else None)
         self._resume_at = tuple(state["position"])

@@ -1,6 +1,8 @@
 """What a data module checks and fills in of its options, and how it seeds a step."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -18,6 +20,36 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> list[flo
     if len(values) not in (1, channels):
         raise UserError(f"--data.{option}: {len(values)} values for {channels} channels; give 1 or {channels}")
     return list(values) * (channels // len(values))
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:
+    """Compare what a checkpoint knows of its data with the data at hand.
+
+    Args:
+        state: Of the data module in the checkpoint.
+        class_names: At hand.
+        fingerprint: At hand; None: any split will do.
+
+    Raises:
+        UserError: The classes or the split are others.
+    """
+    if state["class_names"] != class_names:
+        raise UserError(
+            f"data: the checkpoint knows the classes {short(state['class_names'])}, "
+            f"this data set has {short(class_names)}"
+        )
+    if fingerprint is not None and state["fingerprint"] != fingerprint:
+        changed = [k for k, v in state["fingerprint"].items() if v != fingerprint.get(k)]
+        raise UserError(
+            f"data: {' and '.join(changed)} differ from those that the checkpoint was trained on, so test images "
+            "may have been trained on; use the run's own data and --data.split_seed, --data.val_fraction, "
+            "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
+        )
 
 
 def short(names: list[str]) -> str:

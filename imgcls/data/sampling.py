@@ -85,6 +85,12 @@ def split(
     return Split(train, val, test)
 
 
+def balanced(label: np.ndarray) -> np.ndarray:
+    """Chance of each image by which all classes are drawn alike, for labels (N,)."""
+    probability = 1.0 / np.bincount(label)[label]
+    return probability / probability.sum()
+
+
 LARGEST_TAIL = 0.05
 
 

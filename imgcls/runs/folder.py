@@ -32,6 +32,7 @@ class RunFolder:
         self.predictions = self.path / "predictions"
         self.figures = self.path / "figures"
         self.environment = self.path / "environment.json"
+        self.skipped = self.path / "skipped.csv"
         self.report = self.path / "report.html"
 
     @classmethod

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,27 @@ def add_summary(run: RunFolder, values: Mapping[str, float | int | None]) -> Non
     """Merge values into metrics.json; one that is not finite becomes null, as JSON has no word for it."""
     clean = {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}
     write_json(run.metrics_json, read_json(run.metrics_json) | clean)
+
+
+def write_skipped(path: Path, parts: Iterable[str], skipped: Iterable[Sequence[str]]) -> int:
+    """Write a table `part,name,reason`: what was left out of the data.
+
+    Args:
+        path: The file.
+        parts: The parts that were looked at; rows of others are kept.
+        skipped: Part, name and reason of each image or row.
+
+    Returns:
+        The number of rows in the file.
+    """
+    header, rows = ["part", "name", "reason"], [list(row) for row in skipped]
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows += [row for row in csv.reader(file) if row != header and row[0] not in parts and row not in rows]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *sorted(rows)])
+    write_atomic(path, text.getvalue())
+    return len(rows)
 
 
 def row_values(row: Row) -> dict[str, float]:
