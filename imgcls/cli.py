@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
 from imgcls.callbacks.checkpoint import BestCheckpoint
+from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
 from imgcls.callbacks.record import RunLogger, RunRecord
@@ -118,6 +119,7 @@ class ImgclsCLI(LightningCLI):
         for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", ModelCheckpoint, last)):
             parser.add_lightning_class_args(kind, key)
             parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
+        parser.add_lightning_class_args(NonFinite, "nonfinite")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         for fact in ("num_classes", "channels", "image_size"):
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
