@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
-from imgcls.callbacks.checkpoint import BestCheckpoint
+from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Requeue
 from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
@@ -116,7 +117,7 @@ class ImgclsCLI(LightningCLI):
         best = {"filename": "best", "monitor": "val/acc", "mode": "max", **every}
         # with save_last, Lightning would write last.ckpt only when best.ckpt is written too
         last = {"filename": "last", "save_on_train_epoch_end": True, **every}
-        for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", ModelCheckpoint, last)):
+        for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", LastCheckpoint, last)):
             parser.add_lightning_class_args(kind, key)
             parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
         parser.add_lightning_class_args(NonFinite, "nonfinite")
@@ -139,7 +140,12 @@ class ImgclsCLI(LightningCLI):
             raise UserError(explain(str(error), arguments, options)) from error
         checkpoint = self.config[arguments[0]].get("ckpt_path")
         if checkpoint:
-            read_checkpoint(Path(checkpoint), "--ckpt_path")
+            path = Path(checkpoint)
+            best = path.with_name("best.ckpt")
+            others = arguments[0] == "fit" and path.name == "last.ckpt" and best.is_file()
+            read_checkpoint(
+                path, "--ckpt_path", f"; go on from the best epoch with --ckpt_path {best}" if others else ""
+            )
 
     def _refuse_abbreviations(self, arguments: list[str]) -> None:
         """An option that is added later must not change what a script means."""
@@ -218,11 +224,16 @@ class ImgclsCLI(LightningCLI):
             Outputs(self.run),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
+            Requeue(self.run),
         ]
         given = config["trainer"]["callbacks"] or []
         if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(TQDMProgressBar(REFRESH))
         config["trainer"]["callbacks"] = [*given, *callbacks]
+        plugins = config["trainer"]["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["trainer"]["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
 
     def _choose_batch_size(self) -> None:

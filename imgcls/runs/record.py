@@ -120,7 +120,9 @@ def write_predictions(
     ):
         writer.writerow([i, names[i], y, p, f"{q:.6f}", class_names[y], class_names[p]])
     write_atomic(path, text.getvalue())
-    np.savez_compressed(path.with_suffix(".npz"), logits=logits, label=label, index=index)
+    content = io.BytesIO()
+    np.savez_compressed(content, logits=logits, label=label, index=index)
+    write_atomic(path.with_suffix(".npz"), content.getvalue())
 
 
 def write_unlabelled(
