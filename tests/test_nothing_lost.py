@@ -13,7 +13,7 @@ from imgcls.callbacks.checkpoint import AtomicCheckpointIO
 from imgcls.classifier import Classifier
 from imgcls.errors import UserError
 
-from .conftest import QUIET, TINY
+from .conftest import QUIET, ROOT, TINY
 from .test_cli import fit, rows, same, weights
 
 WORDS = [*TINY, "--trainer.max_epochs=3", "--trainer.limit_train_batches=4", "--test_after_fit=false"]
@@ -34,31 +34,33 @@ def send(monkeypatch, number, step, hook="training_step"):
 
 
 @pytest.mark.parametrize(
-    "hook, step, saved",
+    "hook, step, saved, options",
     [
-        ("training_step", 5, 6),  # within an epoch
-        ("training_step", 7, 8),  # the last step of an epoch
-        ("on_validation_epoch_end", 8, 8),
-        ("on_train_epoch_end", 8, 8),
+        ("training_step", 5, 6, []),  # within an epoch
+        ("training_step", 7, 8, []),  # the last step of an epoch
+        ("validation_step", 8, 8, []),
+        ("on_validation_epoch_end", 8, 8, []),
+        ("on_train_epoch_end", 8, 8, []),
+        ("validation_step", 6, 6, ["--trainer.val_check_interval=2"]),  # within an epoch
     ],
 )
-def test_sigterm_saves_and_the_run_goes_on_bit_by_bit(imgcls, monkeypatch, hook, step, saved):
-    words = [*WORDS, "--config", Path(__file__).parents[1] / "configs/augment/mix.yaml", "--model.dropout=0.1"]
+def test_sigterm_saves_and_the_run_goes_on_bit_by_bit(imgcls, monkeypatch, hook, step, saved, options):
+    words = [*WORDS, "--config", ROOT / "configs/augment/mix.yaml", "--model.dropout=0.1", *options]
     code, _, err = imgcls("fit", *words, "--run_dir", "whole")
     assert code == 0, err
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         send(patch, signal.SIGTERM, step, hook)
         imgcls("fit", *words, "--run_dir", "part")
     last = Path("part/checkpoints/last.ckpt")
-    assert torch.load(last, weights_only=True)["global_step"] in (
-        saved,
-        4 if hook == "on_validation_epoch_end" else saved,
-    )
+    assert torch.load(last, weights_only=True)["global_step"] == saved
     code, _, err = imgcls("fit", "--resume", "part", *QUIET)
     assert code == 0, err
-    assert same(weights("whole/checkpoints/last.ckpt"), weights(last)) and rows("whole/metrics.csv") == rows(
-        "part/metrics.csv"
-    )
+    assert same(weights("whole/checkpoints/last.ckpt"), weights(last))
+    tables = [rows("whole/metrics.csv"), rows("part/metrics.csv")]
+    if options:  # Lightning resumes within an epoch with the number that it logs one too high
+        tables = [[{k: v for k, v in row.items() if k != "step"} for row in table] for table in tables]
+    assert tables[0] == tables[1]
+    assert same(weights("whole/checkpoints/best.ckpt"), weights("part/checkpoints/best.ckpt"))
 
 
 def test_slurms_signal_saves_and_puts_the_job_back(imgcls, monkeypatch, tmp_path):
@@ -137,8 +139,8 @@ def test_a_kill_within_a_write_leaves_the_file_before(tmp_path, monkeypatch):
         if child == 0:
             original = open
 
-            def counting(*arguments, **options):
-                file = original(*arguments, **options)
+            def counting(*arguments, original=original, after=after):
+                file = original(*arguments)
                 os.pwrite(file.fileno(), b"x" * after, 0)
                 os.kill(os.getpid(), signal.SIGKILL)
 

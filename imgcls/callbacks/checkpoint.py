@@ -42,12 +42,12 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.received_sigterm and trainer.world_size == 1:
+        if trainer.received_sigterm and trainer.world_size == 1:  # before a time limit's second signal comes
             self._save_now(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On several processes, Lightning lets all of them know between two steps; after errors a step is half done."""
-        if isinstance(exception, SIGTERMException) and trainer.world_size > 1 and not trainer.validating:
+        """Save where Lightning stops for the signal, between two steps; after an error a step may be half done."""
+        if isinstance(exception, SIGTERMException):
             self._save_now(trainer)
 
     def _save_now(self, trainer: Trainer) -> None:
