@@ -30,6 +30,7 @@ from imgcls.explain import explain
 from imgcls.load import read_checkpoint
 from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
+from imgcls.runs.record import without_keys
 from imgcls.trainer import REFRESH, Trainer
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,8 @@ class ImgclsCLI(LightningCLI):
         for overruled in ("lr", "weight_decay"):  # defaults of the optimiser; the model's own set each group
             config.model.init_args.optimizer.init_args.pop(overruled, None)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
-        return yaml.safe_dump({k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}, sort_keys=False)
+        kept = {k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}
+        return without_keys(yaml.safe_dump(kept, sort_keys=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its record, its predictions, its folder."""

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,7 +155,7 @@ def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]
         hardware: What the caller knows of accelerators.
     """
     return {
-        "command": sys.argv,
+        "command": [without_keys(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -163,6 +164,14 @@ def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]
         "seed": seed,
         "data": data,
     }
+
+
+def without_keys(text: str) -> str:
+    """Text in which REMOVED stands for the value of each environment variable and option that is named as a key is."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")) and len(value) >= 8:
+            text = text.replace(value, "REMOVED")
+    return re.sub(r"((?:api_?key|password|secret)\w*[=:] ?)(?!null\b)[^\s,}]+", r"\1REMOVED", text, flags=re.IGNORECASE)
 
 
 def _version(package: str) -> str | None:
