@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from imgcls.compose import config_files, expand_configs, read_config
 from imgcls.errors import UserError
+from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder, read_json
 
 FILES_DATA = "imgcls.data.files.FilesData"
@@ -23,6 +24,9 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     verb, words = arguments[0], [re.sub(r"=(None|True|False)$", _as_yaml, word) for word in arguments[1:]]
     resume, words = _take(words, "--resume")
     run, words = _take(words, "--run")
+    if verb == "fit" and resume is None and (run_again := slurm.unfinished_run()):
+        # its config says what the other words said; merged again, lists that they append to would grow
+        resume, words = str(run_again.path), []
     if resume is not None:
         if verb != "fit":
             raise UserError(f"--resume goes with fit; use {verb} --run {resume}")

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
-from imgcls.callbacks.checkpoint import BestCheckpoint
+from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Requeue
+from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
 from imgcls.callbacks.record import RunLogger, RunRecord
@@ -28,6 +30,7 @@ from imgcls.explain import explain
 from imgcls.load import read_checkpoint
 from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
+from imgcls.runs.record import without_keys
 from imgcls.trainer import REFRESH, Trainer
 
 log = logging.getLogger(__name__)
@@ -122,9 +125,10 @@ class ImgclsCLI(LightningCLI):
         best = {"filename": "best", "monitor": "val/acc", "mode": "max", **every}
         # with save_last, Lightning would write last.ckpt only when best.ckpt is written too
         last = {"filename": "last", "save_on_train_epoch_end": True, **every}
-        for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", ModelCheckpoint, last)):
+        for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", LastCheckpoint, last)):
             parser.add_lightning_class_args(kind, key)
             parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
+        parser.add_lightning_class_args(NonFinite, "nonfinite")
         parser.link_arguments("seed_everything", "data.init_args.seed")
         for fact in ("num_classes", "channels", "image_size"):
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
@@ -144,7 +148,12 @@ class ImgclsCLI(LightningCLI):
             raise UserError(explain(str(error), arguments, options)) from error
         checkpoint = self.config[arguments[0]].get("ckpt_path")
         if checkpoint:
-            read_checkpoint(Path(checkpoint), "--ckpt_path")
+            path = Path(checkpoint)
+            best = path.with_name("best.ckpt")
+            others = arguments[0] == "fit" and path.name == "last.ckpt" and best.is_file()
+            read_checkpoint(
+                path, "--ckpt_path", f"; go on from the best epoch with --ckpt_path {best}" if others else ""
+            )
 
     def _refuse_abbreviations(self, arguments: list[str]) -> None:
         """An option that is added later must not change what a script means."""
@@ -206,7 +215,8 @@ class ImgclsCLI(LightningCLI):
         for overruled in ("lr", "weight_decay"):  # defaults of the optimiser; the model's own set each group
             config.model.init_args.optimizer.init_args.pop(overruled, None)
         text = self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True)
-        return yaml.safe_dump({k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}, sort_keys=False)
+        kept = {k: v for k, v in yaml.safe_load(text).items() if k not in NOT_SAVED}
+        return without_keys(yaml.safe_dump(kept, sort_keys=False))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has: its record, its predictions, its folder."""
@@ -223,6 +233,7 @@ class ImgclsCLI(LightningCLI):
             Outputs(self.run),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
+            Requeue(self.run),
         ]
         if config["robustness"]:
             from imgcls.callbacks.robustness import Robustness
@@ -232,6 +243,10 @@ class ImgclsCLI(LightningCLI):
         if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(TQDMProgressBar(REFRESH))
         config["trainer"]["callbacks"] = [*given, *callbacks]
+        plugins = config["trainer"]["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["trainer"]["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
 
     def _choose_batch_size(self) -> None:

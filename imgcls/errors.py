@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -14,3 +15,8 @@ def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """`" (did you mean 'resnet18'?)"` for a mistyped `name`, or an empty string if nothing is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)
     return f" (did you mean {' or '.join(map(repr, matches))}?)" if matches else ""
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8, and control characters, become hexadecimal escapes."""
+    return re.sub("[\x00-\x1f\x7f\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)

@@ -67,12 +67,13 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     return LoadedRun(model.eval().requires_grad_(False).to(device), class_names, **facts)
 
 
-def read_checkpoint(path: Path, option: str = "") -> dict[str, Any]:
+def read_checkpoint(path: Path, option: str = "", way_out: str = "") -> dict[str, Any]:
     """What a checkpoint holds, its tensors mapped into memory; no code in it is run.
 
     Args:
         path: The file.
         option: That named it.
+        way_out: What to do if it is damaged.
 
     Raises:
         UserError: It is not there, cannot be read, or only by running code in it.
@@ -85,4 +86,4 @@ def read_checkpoint(path: Path, option: str = "") -> dict[str, Any]:
         raise UserError(f"{path}: refused, because loading it would run code from the file") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: is truncated or is no checkpoint ({reason})") from error
+        raise UserError(f"{path}: is truncated or is no checkpoint ({reason}){way_out}") from error

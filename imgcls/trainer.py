@@ -16,6 +16,16 @@ REFRESH = 20  # steps between updates of the progress bar; each costs as much as
 class Trainer(lightning.Trainer):
     """Lightning's Trainer, plus the verbs of ours that need data and model."""
 
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether to stop before the next step; an epoch whose last step is done is validated and saved first.
+
+        Lightning would leave validation in the middle, and the resumed run would go on without it.
+        """
+        epoch = self.fit_loop.epoch_progress.current
+        finishing = self.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.started > epoch.completed  # type: ignore[attr-defined]
+        return super().received_sigterm and not (self.state.fn == "fit" and (finishing or self.validating))
+
     def predict(  # type: ignore[override]
         self, *args: Any, out: Path | None = None, ckpt_path: str | Path | None = None, **kwargs: Any
     ) -> Any:

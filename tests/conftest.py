@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def clean(monkeypatch, tmp_path):
+def clean(monkeypatch, tmp_path, tmp_path_factory):
     """Each test runs in a folder of its own, with no run and no argument of another."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["imgcls"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("IMGCLS_RUN_DIR", raising=False)
     yield
     os.environ.pop("IMGCLS_RUN_DIR", None)

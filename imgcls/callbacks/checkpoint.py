@@ -1,6 +1,26 @@
-from lightning import Trainer
+import logging
+import os
+import re
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+
+from imgcls.errors import UserError
+from imgcls.runs import slurm
+from imgcls.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -13,3 +33,96 @@ class BestCheckpoint(ModelCheckpoint):
         if super().check_monitor_top_k(trainer, current):
             return True
         return current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the last epoch, and on SIGTERM the step that was just done."""
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.received_sigterm and trainer.world_size == 1:  # before a time limit's second signal comes
+            self._save_now(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save where Lightning stops for the signal, between two steps; after an error a step may be half done."""
+        if isinstance(exception, SIGTERMException):
+            self._save_now(trainer)
+
+    def _save_now(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            rank_zero_only(log.info)(f"stopped by a signal; go on with --resume {trainer.default_root_dir}")
+
+
+class Requeue(Callback):
+    """Under SLURM, the signal before a job's end (SIGUSR1) stops the run as SIGTERM does and puts the job back.
+
+    Lightning's own handler would save within a step, to another file, and a job that comes back would not find it.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run, self.asked = run, False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        environment = trainer._accelerator_connector.cluster_environment
+        if stage == "fit" and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            signal.signal(environment.requeue_signal or signal.SIGUSR1, self._ask)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.is_global_zero:
+            slurm.remember(self.run)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the job back: the checkpoint was written before."""
+        if self.asked and isinstance(exception, SIGTERMException) and trainer.is_global_zero:
+            command = ["scontrol", "requeue", slurm.job() or ""]
+            done = subprocess.run(command, capture_output=True, text=True)
+            log.info(f"{' '.join(command)}: {'done' if done.returncode == 0 else done.stderr.strip()}")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and then takes its name: whatever happens, there is the old file or the new one.
+
+    Lightning's own goes through the temporary folder, and across file systems a kill leaves half a file.
+    """
+
+    def save_checkpoint(  # noqa: D102
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if re.match(r"\w+://", str(path)):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+            cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), error)
+            reason = str(cause.strerror if isinstance(cause, OSError) else cause).splitlines()[0]
+            stands = "the one before stands" if path.is_file() else "there is none yet"
+            raise UserError(
+                f"{path}: the checkpoint cannot be written ({reason}), {stands}; make room or mend the folder, "
+                "and go on with --resume"
+            ) from error
+        # the new name itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -8,8 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from imgcls.data.base import ImageDataModule
 from imgcls.runs.folder import RunFolder, write_atomic, write_json
-from imgcls.runs.record import add_metrics, add_summary, best_row, environment, read_metrics, row_values
+from imgcls.runs.record import add_metrics, add_summary, best_row, environment, read_metrics, row_values, write_skipped
 from imgcls.runs.report import write_report
 
 
@@ -86,6 +87,7 @@ class RunRecord(Callback):
         }
         folders = {"config_folders": self.config_folders}
         write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
+        self._skipped(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._epoch_started, self._epoch_images = time.perf_counter(), 0
@@ -127,11 +129,22 @@ class RunRecord(Callback):
         if trainer.state.fn == "validate":
             self._summarize(trainer, "val/")
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero and data.on_error == "skip":
+            write_skipped(self.run.predictions / "skipped.csv", data.checked, _rows(data))
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._summarize(trainer, "test/")
 
+    def _skipped(self, trainer: Trainer) -> None:
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if data.on_error == "skip":
+            add_summary(self.run, {"data/skipped": write_skipped(self.run.skipped, data.checked, _rows(data))})
+
     def _summarize(self, trainer: Trainer, prefix: str) -> None:
         if trainer.is_global_zero:
+            self._skipped(trainer)
             metrics = trainer.callback_metrics
             add_summary(self.run, {k: v.item() for k, v in metrics.items() if k.startswith(prefix)})
             self._report(trainer)
@@ -148,3 +161,7 @@ class RunRecord(Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:  # noqa: D102
         self.seconds, self.train_seconds = state_dict["seconds"], state_dict["train_seconds"]
         self.images = int(state_dict["images"])
+
+
+def _rows(data: ImageDataModule) -> list[tuple[str, str, str]]:
+    return [(skipped.part, skipped.name, skipped.reason) for skipped in data.skipped]

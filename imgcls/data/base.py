@@ -1,5 +1,3 @@
-import copy
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +12,11 @@ from torch.utils.data import DataLoader
 from imgcls.augment.base import Augmentation
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
-from imgcls.data.options import check, check_same_data, per_channel, seed_step
-from imgcls.data.sampling import EvalBatches, TrainBatches, mislabel, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Source
+from imgcls.data.intake import OnError, Skipped, take_in
+from imgcls.data.options import check, cores, per_channel, refuse_other_data, seed_step
+from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
+from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
 from imgcls.errors import UserError
-
-Part = Literal["train", "val", "test"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -59,6 +56,8 @@ class ImageDataModule(LightningDataModule, ABC):
         sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch.
+        on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
+            step and names them; `skip` leaves them out and lists them in the run's folder.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
         verify_split: Refuse to test a checkpoint on a split other than its own.
         seed: Set by the run's seed.
@@ -92,18 +91,19 @@ class ImageDataModule(LightningDataModule, ABC):
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         cache: str = "memory",
+        on_error: OnError = "raise",
         num_workers: int | None = None,
         verify_split: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check(0 <= val_fraction < 1, "val_fraction", val_fraction, "a share from 0 to below 1")
-        check(0 <= test_fraction < 1, "test_fraction", test_fraction, "a share from 0 to below 1")
+        shares = {"val_fraction": val_fraction, "test_fraction": test_fraction, "label_noise": label_noise}
+        for option, share in shares.items():
+            check(0 <= share < 1, option, share, "a share from 0 to below 1")
         check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
-        check(0 <= label_noise < 1, "label_noise", label_noise, "a share from 0 to below 1")
         check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
-        check(image_size is None or image_size > 0, "image_size", image_size, "a positive number of pixels")
-        check(train_size is None or train_size > 0, "train_size", train_size, "a positive number of pixels")
+        for option, size in {"image_size": image_size, "train_size": train_size}.items():
+            check(size is None or size > 0, option, size, "a positive number of pixels")
         check(repeats > 0, "repeats", repeats, "a positive number")
         check(folds is None or folds > 1, "folds", folds, "at least 2")
         check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")
@@ -116,12 +116,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.mean = per_channel("mean", mean or self.native_mean, self.channels)
         self.std = per_channel("std", std or self.native_std, self.channels)
         self.interpolation: Interpolation = interpolation or "bilinear"
-        self.crop_fraction = crop_fraction or 1.0
-        self.augment = augment
-        self.val_fraction, self.test_fraction, self.split_seed = val_fraction, test_fraction, split_seed
+        self.crop_fraction, self.augment, self.split_seed = crop_fraction or 1.0, augment, split_seed
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold, self.train_fraction, self.label_noise = folds, fold, train_fraction, label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
+        self.on_error, self.checked = on_error, set[Part]()
+        self.skipped: list[Skipped] = []  # what was left out of the parts that were checked
         self._resume_at = (0, 0)
 
     @property
@@ -138,17 +139,23 @@ class ImageDataModule(LightningDataModule, ABC):
         """
 
     def setup(self, stage: str) -> None:
-        """Open what `stage` needs: only the stages test and predict reach a test part."""
+        """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
         if "train" not in self.parts:
             self._setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
-            if self.has_official("test"):
-                test = self._require(self.open("test"), "test")
-                self.parts["test"] = (test, np.arange(len(test)))
-            else:
-                self.parts["test"] = self._carved_test
+            own = self._require(self.open("test"), "test") if self.has_official("test") else None
+            self.parts["test"] = self._carved_test if own is None else (own, np.arange(len(own)))
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
+        needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        self._take_in(*needed.get(stage, ("test",)))
+
+    def _take_in(self, *wanted: Part) -> None:
+        parts = {part: (*self.parts[part], self.frame(part)) for part in wanted if part not in self.checked}
+        kept, skipped = take_in(parts, self.caches, self.on_error, self.num_workers, self.trainer)
+        self.parts |= kept
+        self.skipped += skipped
+        self.checked |= parts.keys()
 
     def _setup_training_parts(self) -> None:
         pool = self._require(self.open("train"), "training")
@@ -169,9 +176,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
         self._carved_test = (pool, chosen.test)
         if self.label_noise:
-            noisy = copy.copy(pool)
-            noisy.label = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
-            self.parts["train"] = (noisy, chosen.train)
+            noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
+            self.parts["train"] = (pool.relabelled(noisy), chosen.train)
 
     def has_official(self, part: Part) -> bool:
         """Whether the source brings that part itself. Answered without reading images."""
@@ -196,10 +202,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
         source, index = self.parts["train"]
-        probability = None
-        if self.sampling == "balanced":
-            probability = 1.0 / self.class_counts()[source.label[index]]
-            probability /= probability.sum()
+        probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
         return self._loader("train", batches)
@@ -237,9 +240,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loader(self, part: Part, batches: TrainBatches | EvalBatches, frame: Frame | None = None) -> DataLoader:
         source, index = self.parts[part]
-        workers = self.num_workers
-        if workers is None:
-            workers = 0 if source.in_memory else min(8, max(1, len(os.sched_getaffinity(0)) - 1))
+        spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
+        workers = spare if self.num_workers is None else self.num_workers
         frame = frame or self.frame(part)
         return DataLoader(
             BatchDataset(self.caches.cached(source, index, frame), index, frame),
@@ -313,5 +315,5 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             UserError: The classes or the split are not those of the checkpoint.
         """
-        check_same_data(state, self.class_names, self.fingerprint if self.verify_split else None)
+        refuse_other_data(state, self.class_names, self.fingerprint if self.verify_split else None)
         self._resume_at = tuple(state["position"])

@@ -5,6 +5,7 @@ import mmap
 import multiprocessing
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -71,17 +72,18 @@ class Caches:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.made: dict[tuple[int, int, Frame], CachedSource] = {}
+        self.made: list[CachedSource] = []
 
     def cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
         """The source with a cache for the images of that index and frame, where one is wanted and has room."""
+        for made in self.made:
+            if made.source is source and made.frame == frame and (made.row[index] >= 0).all():
+                return made
         if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), frame)):
             return source
-        key = (id(source), len(index), frame)
-        if key not in self.made:
-            folder = None if self.where == "memory" else Path(self.where).expanduser()
-            self.made[key] = CachedSource(source, index, frame, folder)
-        return self.made[key]
+        folder = None if self.where == "memory" else Path(self.where).expanduser()
+        self.made.append(CachedSource(source, index, frame, folder))
+        return self.made[-1]
 
 
 def fits(count: int, frame: Frame) -> bool:
@@ -113,14 +115,22 @@ def _open(folder: Path, key: str, size: int, count: int) -> mmap.mmap:
         if not path.is_file() or path.stat().st_size != size + count:
             path.unlink(missing_ok=True)
             fresh = path.with_suffix(f".{os.getpid()}")
-            with open(fresh, "wb") as file:
-                file.truncate(size + count)  # sparse: it takes room as it is filled
             try:
-                os.link(fresh, path)
-            except FileExistsError:
-                pass  # another process was faster
-            fresh.unlink()
+                with open(fresh, "wb") as file:
+                    _reserve(file.fileno(), size + count)
+                with suppress(FileExistsError):  # another process was faster
+                    os.link(fresh, path)
+            finally:
+                fresh.unlink()
         with open(path, "r+b") as file:
             return mmap.mmap(file.fileno(), size + count)
     except OSError as error:
         raise UserError(f"--data.cache {folder}: cannot be used ({error}); name another folder, or none") from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make a file of that many zero bytes, with room for them: writing to a map on a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)

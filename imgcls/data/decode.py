@@ -1,18 +1,19 @@
 """The one place that opens an image: a file or a PIL image in, a uint8 tensor (C, H, W) out."""
 
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, printable
 
 Interpolation = Literal["bilinear", "bicubic"]
 EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif".split())
@@ -32,25 +33,64 @@ class Frame:
     interpolation: Interpolation = "bilinear"
 
 
+class BrokenImage(UserError):
+    """An image that cannot be read.
+
+    Args:
+        name: Its path, or its part and number.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both, so that the error survives the way out of a worker process
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: cannot be read as an image ({self.reason}); repair or remove it, "
+            "or leave such images out with --data.on_error=skip"
+        )
+
+
 def decode_file(path: Path, frame: Frame) -> Tensor:
     """Read an image file as a uint8 tensor (C, H, W), upright by its EXIF tag, framed.
 
     Raises:
-        UserError: The file cannot be read as an image; the text names it.
+        BrokenImage: The file cannot be read as an image.
     """
     try:
+        if not path.is_file():  # opening a pipe would wait for a writer for ever
+            raise FileNotFoundError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
             with Image.open(path) as image:
                 if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
-                    return _decode_jpeg(path, frame)
+                    with suppress(RuntimeError):  # what it does not read, Pillow may
+                        return _decode_jpeg(path, frame)
                 if image.format == "JPEG":
                     # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
                     image.draft(None, (frame.resize, frame.resize))
                 return decode(ImageOps.exif_transpose(image), frame)
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        reason = "it is empty" if path.is_file() and path.stat().st_size == 0 else error
-        raise UserError(f"{path}: cannot be read as an image ({reason}); repair or remove the file") from error
+    except MemoryError:
+        raise  # says nothing about the image
+    except Exception as error:  # parsers of damaged files raise anything: struct.error, IndexError, zlib.error …
+        raise BrokenImage(printable(str(path)), _reason(path, error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, on one line."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if not path.is_file():
+        link = path.is_symlink() and not path.exists()
+        return "it is a link to nothing" if link else "it is no file" if path.exists() else "there is no such file"
+    if isinstance(error, PermissionError):
+        return "there is no permission to read it"
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty" if path.stat().st_size == 0 else "its content is no image"
+    return reason_of(error)
 
 
 def _decode_jpeg(path: Path, frame: Frame) -> Tensor:

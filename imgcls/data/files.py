@@ -25,12 +25,12 @@ class FilesData(ImageDataModule):
         if self.root is None or not self.root.exists():
             raise UserError(f"--data.root {self.root}: there is no such file or folder")
         folder, files = (self.root.parent, [self.root]) if self.root.is_file() else (self.root, list_images(self.root))
-        names = [p.relative_to(folder).as_posix() for p in files]
-        if not names:
+        if not files:
             raise UserError(f"--data.root {self.root}: holds no image ({', '.join(sorted(EXTENSIONS))})")
-        return FileSource(folder, names, np.full(len(names), -1))
+        return FileSource(folder, [p.relative_to(folder).as_posix() for p in files], np.full(len(files), -1))
 
     def setup(self, stage: str) -> None:
         """Open the files; there is no training part."""
         test = self._require(self.open("test"), "")
         self.parts = {"test": (test, np.arange(len(test)))}
+        self._take_in("test")

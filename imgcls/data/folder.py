@@ -1,4 +1,6 @@
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +8,11 @@ import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.decode import EXTENSIONS
+from imgcls.data.intake import Skipped
 from imgcls.data.sources import FileSource, Source
-from imgcls.errors import UserError, near
+from imgcls.errors import UserError, near, printable
 
+log = logging.getLogger(__name__)
 SYNONYMS = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
 
 
@@ -16,8 +20,9 @@ class FolderData(ImageDataModule):
     """A folder with one sub-folder of images per class, or with train, val and test folders of that kind.
 
     A folder `train` that holds class folders decides; val may also be called valid or validation. Class names
-    are the sub-folders of the training part, sorted. Images may lie deeper; hidden files and files with other
-    extensions are passed over.
+    are the sub-folders of the training part, sorted. Images may lie deeper. Hidden files are passed over, and files
+    with other extensions, which are counted in a message. A class folder without images is an error; with
+    `on_error` set to `skip` it is no class.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -29,7 +34,18 @@ class FolderData(ImageDataModule):
         self.folders = {part: self._folder(part) for part in SYNONYMS}
         train = self.folders["train"]
         self.has_parts = train is not None and bool(_subfolders(train))
-        self.class_names = _subfolders(train) if train is not None and self.has_parts else _subfolders(self.root)
+        self._top = train if train is not None and self.has_parts else self._root()
+        self._classes = _subfolders(self._top)  # as the file system writes them
+        if self.on_error == "skip":
+            empty = [name for name in self._classes if not list_images(self._top / name)]
+            self._classes = [name for name in self._classes if name not in empty]
+            for name in empty:
+                self.skipped.append(
+                    Skipped(
+                        "train", (self._top / name).relative_to(self._root()).as_posix(), "the folder has no images"
+                    )
+                )
+        self.class_names = [printable(name) for name in self._classes]
         if not self.class_names:
             raise UserError(
                 f"--data.root {self.root}: has no sub-folders; expected one per class, "
@@ -43,20 +59,26 @@ class FolderData(ImageDataModule):
         folder = self.folders[part] if self.has_parts else self.root if part == "train" else None
         if folder is None:
             return None
-        strange = [name for name in _subfolders(folder) if name not in self.class_names]
-        if strange:
+        found = {name: list_images(folder / name) for name in _subfolders(folder)}
+        for name in found:
+            if name in self._classes:
+                continue
+            if self.on_error == "raise":
+                hint = near(name, self.class_names)
+                raise UserError(f"{printable(str(folder / name))}: is not a class of the training images{hint}")
+            for path in found[name]:  # none in the training part, where only empty folders are no class
+                self.skipped.append(
+                    Skipped(part, path.relative_to(self._root()).as_posix(), "its folder is no training class")
+                )
+        empty = [printable(str(folder / name)) for name in self._classes if not found.get(name)]
+        if empty and part == "train":
             raise UserError(
-                f"{folder / strange[0]}: is not a class of the training images{near(strange[0], self.class_names)}"
+                f"{', '.join(empty)}: holds no images ({', '.join(sorted(EXTENSIONS))}); remove what is no class, "
+                "or --data.on_error=skip does without"
             )
-        names: list[str] = []
-        label: list[int] = []
-        for number, class_name in enumerate(self.class_names):
-            found = list_images(folder / class_name)
-            if not found and part == "train":
-                raise UserError(f"{folder / class_name}: holds no images ({', '.join(sorted(EXTENSIONS))})")
-            names += [p.relative_to(self._root()).as_posix() for p in found]
-            label += [number] * len(found)
-        return FileSource(self._root(), names, np.array(label, dtype=np.int64))
+        files = [(path, number) for number, name in enumerate(self._classes) for path in found.get(name, [])]
+        names = [path.relative_to(self._root()).as_posix() for path, _ in files]
+        return FileSource(self._root(), names, np.array([number for _, number in files], dtype=np.int64))
 
     def _root(self) -> Path:
         assert self.root is not None  # checked at the start
@@ -68,10 +90,21 @@ class FolderData(ImageDataModule):
 
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder by extension, without hidden ones, sorted by path alike on every system."""
-    found = []
+    found, others = [], Counter[str]()
+    seen: set[tuple[int, int]] = set()  # a link to a folder above would go round and round
     for parent, folders, files in os.walk(folder, followlinks=True):
+        here = os.stat(parent)
+        if (here.st_dev, here.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((here.st_dev, here.st_ino))
         folders[:] = [f for f in folders if not f.startswith(".")]
-        found += [Path(parent, f) for f in files if not f.startswith(".") and Path(f).suffix.lower() in EXTENSIONS]
+        visible = [Path(parent, f) for f in files if not f.startswith(".")]
+        found += [path for path in visible if path.suffix.lower() in EXTENSIONS]
+        others.update(path.suffix or path.name for path in visible if path.suffix.lower() not in EXTENSIONS)
+    if others:
+        kinds = ", ".join(f"{printable(kind)} ({count})" for kind, count in others.most_common(5))
+        log.info(f"{printable(str(folder))}: passed over {others.total()} files that are no images by name: {kinds}")
     return sorted(found, key=lambda p: p.as_posix())
 
 

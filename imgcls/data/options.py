@@ -1,5 +1,6 @@
 """What a data module checks and fills in of its options, and how it seeds a step."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,22 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> list[flo
     return list(values) * (channels // len(values))
 
 
-def check_same_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:
-    """Raise a UserError unless a checkpoint's classes, and its split if `fingerprint` is given, are these."""
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:
+    """Compare what a checkpoint knows of its data with the data at hand.
+
+    Args:
+        state: Of the data module in the checkpoint.
+        class_names: At hand.
+        fingerprint: At hand; None: any split will do.
+
+    Raises:
+        UserError: The classes or the split are others.
+    """
     if state["class_names"] != class_names:
         raise UserError(
             f"data: the checkpoint knows the classes {short(state['class_names'])}, "

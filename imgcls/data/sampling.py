@@ -98,6 +98,12 @@ def mislabel(label: np.ndarray, index: np.ndarray, share: float, num_classes: in
     return noisy
 
 
+def balanced(label: np.ndarray) -> np.ndarray:
+    """Chance of each image by which all classes are drawn alike, for labels (N,)."""
+    probability = 1.0 / np.bincount(label)[label]
+    return probability / probability.sum()
+
+
 LARGEST_TAIL = 0.05
 
 

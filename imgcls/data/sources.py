@@ -1,10 +1,14 @@
 """Where the images of one part of a data set lie: in memory, in files, or behind a data set's indexing."""
 
+import copy
 import hashlib
+import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.decode import Frame, decode, decode_file, frame_batch
-from imgcls.errors import UserError
+from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of
+from imgcls.errors import UserError, printable
 
 Batch = dict[str, Tensor]
+Part = Literal["train", "val", "test"]
 
 
 class Source(ABC):
@@ -40,8 +45,22 @@ class Source(ABC):
         """Images number `index` (B,) as one uint8 tensor (B, C, H, W).
 
         Raises:
-            UserError: An image cannot be read; the text names it.
+            BrokenImage: An image cannot be read.
         """
+
+    def relabelled(self, label: np.ndarray) -> "Source":
+        """The same images with other labels (N,)."""
+        other = copy.copy(self)
+        other.label = label
+        return other
+
+    def stamps(self) -> np.ndarray | None:
+        """A number for each image that changes when its file does, (N,) uint64; None where that cannot be told."""
+        return None
+
+    def describe(self, number: int) -> str:
+        """Name of an image, with where it was named if that is elsewhere."""
+        return self.names[number]
 
     def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
         """What a batch holds of them: the images, unless something computed from them takes their place."""
@@ -72,19 +91,51 @@ class ArraySource(Source):
 
 
 class FileSource(Source):
-    """Image files, decoded when they are fetched. `names` are the paths relative to `root`."""
+    """Image files, decoded when they are fetched.
 
-    def __init__(self, root: Path, names: Sequence[str], label: np.ndarray) -> None:
-        super().__init__(label, names)
-        self.root = root
+    Args:
+        root: Folder of the files.
+        paths: Relative to `root`; a name that is no valid text (bytes from another system) is shown with escapes.
+        label: Class of each image, (N,) int64.
+        origins: Where each file was named, such as a table's line, for messages.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], label: np.ndarray, origins: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(label, [printable(path) for path in paths])
+        self.root, self.paths, self.origins = root, paths, origins
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Bytes and time of the last change (ns) of each file, (N, 2) int64; -1, 0 for what is no file."""
+        return np.array([_size_and_time(self.root / path) for path in self.paths], dtype=np.int64).reshape(-1, 2)
 
     def fingerprint(self) -> str:
         """Hash of labels, names and file sizes; files are not read."""
-        sizes = "\n".join(str((self.root / name).stat().st_size) for name in self.names)
+        sizes = "\n".join(map(str, self.sizes[:, 0].tolist()))
         return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([decode_file(self.root / self.names[i], frame) for i in index])
+        return torch.stack([decode_file(self.root / self.paths[i], frame) for i in index])
+
+    def stamps(self) -> np.ndarray:
+        """Of each file's place, size and time of change."""
+        root = os.path.abspath(self.root)
+        texts = (f"{root}/{p}\n{size}\n{t}" for p, (size, t) in zip(self.paths, self.sizes.tolist(), strict=True))
+        hashes = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
+        return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+
+    def describe(self, number: int) -> str:  # noqa: D102
+        return f"{self.origins[number]}: {self.names[number]}" if self.origins else self.names[number]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in a table's path
+        return -1, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
 
 
 class Items(Protocol):
@@ -101,7 +152,20 @@ class ItemSource(Source):
         self.items = items
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([decode(self.items[int(i)][0], frame) for i in index])
+        return torch.stack([self._image(int(i), frame) for i in index])
+
+    def stamps(self) -> np.ndarray:
+        """Of the data set's own description, which names its folder and part, and the number of the image."""
+        digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
+        return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
+
+    def _image(self, number: int, frame: Frame) -> Tensor:
+        try:
+            return decode(self.items[number][0], frame)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the data set's reader meets in a damaged file
+            raise BrokenImage(self.names[number], reason_of(error)) from error
 
 
 class JoinedSource(Source):
@@ -119,6 +183,14 @@ class JoinedSource(Source):
         parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
         joined = torch.cat(parts)
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
+
+    def stamps(self) -> np.ndarray | None:  # noqa: D102
+        first, second = self.first.stamps(), self.second.stamps()
+        return None if first is None or second is None else np.concatenate([first, second])
+
+    def describe(self, number: int) -> str:  # noqa: D102
+        inside = number < len(self.first)
+        return self.first.describe(number) if inside else self.second.describe(number - len(self.first))
 
     def fingerprint(self) -> str:  # noqa: D102
         return f"{self.first.fingerprint()}+{self.second.fingerprint()}"

@@ -1,11 +1,13 @@
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.intake import LISTED, Skipped, listing
 from imgcls.data.sources import FileSource, Source
 from imgcls.errors import UserError, near
 
@@ -19,7 +21,8 @@ PARTS: dict[str, Part] = {
 class TableData(ImageDataModule):
     """A CSV or Parquet table with a row per image: its path, its label, and perhaps its part.
 
-    Classes are the distinct labels, sorted, as numbers if all of them are whole numbers.
+    Classes are the distinct labels of the training rows, sorted, as numbers if all of them are whole numbers. Rows
+    without a label, with one that is no class, or with an image that another row has, cannot be used: see `on_error`.
 
     Args:
         table: The file, .csv or .parquet.
@@ -55,42 +58,53 @@ class TableData(ImageDataModule):
                     f"{self.table}: has no column {name!r}{near(name, columns)}; it has {', '.join(columns)} "
                     f"(--data.{option}_column names another)"
                 )
-        self._paths, self._labels = columns[path_column], columns[label_column]
-        self._row_parts = self._parts_of(columns[split_column]) if split_column else ["train"] * len(self._paths)
-        for row, (path, label) in enumerate(zip(self._paths, self._labels, strict=True)):
-            if not path or not label:
-                raise UserError(f"{self._line(row)}: has no {'label' if path else 'path'}")
-        self.class_names = sorted(set(self._labels), key=_as_number if _all_numbers(self._labels) else None)
-        if not self.class_names:
+        paths, labels = columns[path_column], columns[label_column]
+        if not paths:
             raise UserError(f"{self.table}: has no rows")
+        parts = self._parts_of(columns[split_column]) if split_column else ["train"] * len(paths)
+        known = {label for label, part in zip(labels, parts, strict=True) if label and part == "train"}
+        bad = _bad_rows(paths, labels, parts, known)
+        if bad and self.on_error == "raise":
+            found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
+            raise UserError(f"{listing(found)}; mend the table, or leave such rows out with --data.on_error=skip")
+        for row, reason in bad.items():
+            self.skipped.append(Skipped(parts[row], f"{self._line(row)}: {paths[row]}", reason))
+        good = [(row, *of) for row, of in enumerate(zip(paths, labels, parts, strict=True)) if row not in bad]
+        known = {label for _, _, label, part in good if part == "train"}
+        self._rows = [row for row in good if row[2] in known]
+        for row, path, label, part in good:
+            if label not in known:
+                self.skipped.append(
+                    Skipped(part, f"{self._line(row)}: {path}", f"label {label!r} has no training row left")
+                )
+        self.class_names = sorted(known, key=_as_number if _all_numbers(known) else None)
+        if not known:
+            raise UserError(f"{self.table}: has no rows to train on")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
-        return part in self._row_parts
+        return any(of == part for *_, of in self._rows)
 
     def open(self, part: Part) -> Source | None:  # noqa: D102
-        rows = [row for row, of in enumerate(self._row_parts) if of == part]
+        rows = [(row, path, label) for row, path, label, of in self._rows if of == part]
         if not rows:
             return None
         assert self.root is not None  # set at the start
-        names = [self._checked(row, self.root) for row in rows]
-        missing = [(row, name) for row, name in zip(rows, names, strict=True) if not (self.root / name).is_file()]
-        if missing:
-            listing = ", ".join(f"{self._line(row)} {name}" for row, name in missing[:5])
+        for row, path, _ in rows:
+            outside = os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == ".."
+            if outside and not self.allow_outside:
+                where = f"{self._line(row)}: {path} leaves {self.root}"
+                raise UserError(f"{where}; --data.allow_outside=true permits that")
+        number = {name: k for k, name in enumerate(self.class_names)}
+        label = np.array([number[name] for *_, name in rows], dtype=np.int64)
+        source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
+        if (source.sizes[:, 0] < 0).all():
             raise UserError(
-                f"{len(missing)} of {len(rows)} files are not there: {listing}{' …' if missing[5:] else ''} "
+                f"{source.describe(0)}: is not there, nor is any of {len(rows)} files of the {part} part "
                 f"(paths are relative to {self.root}; --data.root names another folder)"
             )
-        number = {name: k for k, name in enumerate(self.class_names)}
-        return FileSource(self.root, names, np.array([number[self._labels[row]] for row in rows], dtype=np.int64))
+        return source
 
-    def _checked(self, row: int, root: Path) -> str:
-        name = self._paths[row]
-        outside = os.path.isabs(name) or os.path.normpath(name).startswith("..")
-        if outside and not self.allow_outside:
-            raise UserError(f"{self._line(row)}: {name} leaves {root}; --data.allow_outside=true permits that")
-        return name
-
-    def _parts_of(self, values: list[str]) -> list[str]:
+    def _parts_of(self, values: list[str]) -> list[Part]:
         for row, value in enumerate(values):
             if value.lower() not in PARTS:
                 raise UserError(f"{self._line(row)}: split {value!r} is not one of {', '.join(PARTS)}")
@@ -99,6 +113,25 @@ class TableData(ImageDataModule):
     def _line(self, row: int) -> str:
         # the header is line 1 of a CSV file; a Parquet file has rows only
         return f"{self.table}:{row + 2}" if self.table.suffix != ".parquet" else f"{self.table} row {row}"
+
+
+def _bad_rows(paths: list[str], labels: list[str], parts: Sequence[str], known: set[str]) -> dict[int, str]:
+    """Rows that cannot be used, by number, and why: of rows that say the same of an image, the first is good."""
+    bad: dict[int, str] = {}
+    first: dict[str, int] = {}
+    for row, (path, label, part) in enumerate(zip(paths, labels, parts, strict=True)):
+        same = first.setdefault(os.path.normpath(path), row) if path else row
+        if not path or not label:
+            bad[row] = f"has no {'label' if path else 'path'}"
+        elif label not in known:
+            bad[row] = f"label {label!r} is not one of {len(known)} classes"
+            bad[row] += near(label, known) if len(bad) <= LISTED else ""  # slow where there are thousands
+        elif same != row and (labels[same], parts[same]) == (label, part):
+            bad[row] = f"{path} is there twice"
+        elif same != row:
+            # nobody can tell which is right: both go
+            bad[same] = bad[row] = f"{path} is there twice, with another label or part"
+    return dict(sorted(bad.items()))
 
 
 def _read(table: Path) -> dict[str, list[str]]:
@@ -131,10 +164,10 @@ def _read_parquet(table: Path) -> dict[str, list[str]]:
         columns = pyarrow.parquet.read_table(table).to_pydict()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{table}: cannot be read as Parquet ({error})") from error
-    return {name: ["" if v is None else str(v) for v in values] for name, values in columns.items()}
+    return {name: ["" if v is None or v != v else str(v) for v in values] for name, values in columns.items()}
 
 
-def _all_numbers(labels: list[str]) -> bool:
+def _all_numbers(labels: set[str]) -> bool:
     return all(label.lstrip("-").isdecimal() for label in labels)
 
 

@@ -32,6 +32,7 @@ class RunFolder:
         self.predictions = self.path / "predictions"
         self.figures = self.path / "figures"
         self.environment = self.path / "environment.json"
+        self.skipped = self.path / "skipped.csv"
         self.report = self.path / "report.html"
 
     @classmethod
@@ -64,11 +65,14 @@ class RunFolder:
         return path
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write text so that a reader, or a crash, sees the old file or the new one and nothing between."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write text or bytes so that a reader, or a crash, sees the old file or the new one and nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    with open(part, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

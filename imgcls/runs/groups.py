@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import yaml
@@ -20,6 +21,7 @@ INCIDENTAL += (
     "model.init_args.channels_last",
     "model.init_args.compile",
     "last_checkpoint.",
+    "nonfinite.",
     "data.init_args.num_workers",
     "data.init_args.cache",
     "experiment",
@@ -57,9 +59,12 @@ class Run:
         path = self.folder.predictions / "test.npz"
         if not path.is_file():
             return None
-        with np.load(path) as arrays:
-            label = arrays["label"]
-            return {"label": label, "index": arrays["index"], "right": arrays["logits"].argmax(1) == label}
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                label = arrays["label"]
+                return {"label": label, "index": arrays["index"], "right": arrays["logits"].argmax(1) == label}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(f"{path}: cannot be read ({error}); test the run again") from error
 
     @property
     def identity(self) -> str:

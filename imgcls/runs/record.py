@@ -5,9 +5,10 @@ import io
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,27 @@ def add_summary(run: RunFolder, values: Mapping[str, float | int | None]) -> Non
     write_json(run.metrics_json, read_json(run.metrics_json) | clean)
 
 
+def write_skipped(path: Path, parts: Iterable[str], skipped: Iterable[Sequence[str]]) -> int:
+    """Write a table `part,name,reason`: what was left out of the data.
+
+    Args:
+        path: The file.
+        parts: The parts that were looked at; rows of others are kept.
+        skipped: Part, name and reason of each image or row.
+
+    Returns:
+        The number of rows in the file.
+    """
+    header, rows = ["part", "name", "reason"], [list(row) for row in skipped]
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows += [row for row in csv.reader(file) if row != header and row[0] not in parts and row not in rows]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *sorted(rows)])
+    write_atomic(path, text.getvalue())
+    return len(rows)
+
+
 def row_values(row: Row) -> dict[str, float]:
     """Metrics of a row of metrics.csv by their full names, `split/name`."""
     skip = {"epoch", "step", "split"}
@@ -99,7 +121,9 @@ def write_predictions(
     ):
         writer.writerow([i, names[i], y, p, f"{q:.6f}", class_names[y], class_names[p]])
     write_atomic(path, text.getvalue())
-    np.savez_compressed(path.with_suffix(".npz"), logits=logits, label=label, index=index)
+    content = io.BytesIO()
+    np.savez_compressed(content, logits=logits, label=label, index=index)
+    write_atomic(path.with_suffix(".npz"), content.getvalue())
 
 
 def write_unlabelled(
@@ -131,7 +155,7 @@ def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]
         hardware: What the caller knows of accelerators.
     """
     return {
-        "command": sys.argv,
+        "command": [without_keys(word) for word in sys.argv],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -140,6 +164,14 @@ def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]
         "seed": seed,
         "data": data,
     }
+
+
+def without_keys(text: str) -> str:
+    """Text in which REMOVED stands for the value of each environment variable and option that is named as a key is."""
+    for name, value in os.environ.items():
+        if name.upper().endswith(("KEY", "TOKEN", "SECRET", "PASSWORD")) and len(value) >= 8:
+            text = text.replace(value, "REMOVED")
+    return re.sub(r"((?:api_?key|password|secret)\w*[=:] ?)(?!null\b)[^\s,}]+", r"\1REMOVED", text, flags=re.IGNORECASE)
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,182 @@
+"""Every image is read once before the first step: what is broken is named then, or left out, and not found at night."""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import Trainer
+from torch.utils.data import DataLoader, Dataset
+
+from imgcls.data.cache import Caches
+from imgcls.data.decode import BrokenImage, Frame
+from imgcls.data.options import cores
+from imgcls.data.sources import Part, Source
+from imgcls.errors import UserError, printable
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+Parts = Mapping[Part, tuple[Source, np.ndarray, Frame]]
+LISTED = 20  # names in a message; a file holds all
+FEW = 256  # images for which no processes are started
+
+
+class Skipped:
+    """An image, or a row of a table, that was left out.
+
+    Args:
+        part: train, val or test.
+        name: As the prediction table names images, or the table's line.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, part: str, name: str, reason: str) -> None:
+        self.part, self.name, self.reason = part, printable(name), reason
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def take_in(
+    parts: Parts, caches: Caches, on_error: OnError, num_workers: int | None, trainer: Trainer | None
+) -> tuple[dict[Part, tuple[Source, np.ndarray]], list[Skipped]]:
+    """Read every image of some parts as training will, into the cache where they have room there.
+
+    Each is read once, until its file changes. Splits and fingerprints are those of all images: they do not move when
+    one breaks or is mended.
+
+    Args:
+        parts: Source of each part, the numbers of its images in the source, (M,) int64, and how they are framed.
+        caches: The data module's.
+        on_error: What to do about images that cannot be read.
+        num_workers: Processes that read; None: one per core.
+        trainer: Knows the other processes: they share the work, and what one finds holds for all.
+
+    Returns:
+        The parts without what was left out, and what was left out.
+
+    Raises:
+        UserError: Images cannot be read, and they are not to be skipped, or a part would be empty.
+    """
+    broken = _broken(parts, caches, num_workers, trainer)
+    skipped = [
+        Skipped(part, parts[part][0].describe(number), reason)
+        for part, reasons in broken.items()
+        for number, reason in sorted(reasons.items())
+    ]
+    if on_error == "raise":
+        if trainer is not None and trainer.is_global_zero:
+            _write(Path(trainer.default_root_dir) / "broken.csv", skipped)
+        if len(skipped) == 1:
+            raise BrokenImage(skipped[0].name, skipped[0].reason)
+        if skipped:
+            total = sum(len(index) for _, index, _ in parts.values())
+            where = f" ({trainer.default_root_dir}/broken.csv lists all)" if trainer and skipped[LISTED:] else ""
+            raise UserError(
+                f"data: {len(skipped)} of {total} images cannot be read: {listing(skipped)}{where}; repair or remove "
+                "them, or leave such images out with --data.on_error=skip"
+            )
+    kept = {part: (source, index[~np.isin(index, list(broken[part]))]) for part, (source, index, _) in parts.items()}
+    for part, (_, index) in kept.items():
+        if broken[part] and not len(index):
+            reasons = [row for row in skipped if row.part == part]
+            raise UserError(f"data: no image of the {part} part can be read: {listing(reasons)}")
+    return kept, skipped
+
+
+def listing(rows: Sequence[object]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(map(str, rows[:LISTED])) + (f" and {len(rows) - LISTED} more" if rows[LISTED:] else "")
+
+
+def _broken(
+    parts: Parts, caches: Caches, num_workers: int | None, trainer: Trainer | None
+) -> dict[Part, dict[int, str]]:
+    """Why each image that cannot be read cannot be, by its number, for each part."""
+    rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    workers = cores() // max(1, world_size // trainer.num_nodes) if trainer else cores()
+    workers = max(1, workers) if num_workers is None else num_workers
+    known, fresh = _known(), []
+    found: dict[Part, dict[int, str]] = {part: {} for part in parts}
+    for part, (source, index, frame) in parts.items():
+        if source.in_memory:
+            continue
+        stamps = source.stamps()
+        new = index if stamps is None else index[~np.isin(stamps[index], known)]
+        mine = new[rank::world_size].tolist()
+        if len(mine) > FEW:
+            log.info(f"{part}: checking that {len(new)} images can be read, once")
+        loader = DataLoader(
+            _Check(caches.cached(source, index, frame), frame),
+            sampler=[mine[k : k + 32] for k in range(0, len(mine), 32)],  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=workers if len(mine) > FEW else 0,
+        )
+        shares: list[Any] = [{number: reason for batch in loader for number, reason in batch}]
+        if world_size > 1:
+            mine_only, shares = shares[0], [None] * world_size
+            torch.distributed.all_gather_object(shares, mine_only)
+        found[part] = {number: reason for share in shares for number, reason in share.items()}
+        if stamps is not None:
+            fresh.append(stamps[new[~np.isin(new, list(found[part]))]])
+    if trainer is None or trainer.local_rank == 0:
+        _remember(known, fresh)
+    return found
+
+
+class _Check(Dataset):
+    """Numbers of images in, the broken ones among them and why out."""
+
+    def __init__(self, source: Source, frame: Frame) -> None:
+        self.source, self.frame = source, frame
+
+    def __getitem__(self, numbers: list[int]) -> list[tuple[int, str]]:
+        try:
+            self.source.images(numbers, self.frame)
+            return []
+        except BrokenImage as error:
+            if len(numbers) == 1:
+                return [(numbers[0], error.reason)]
+            return [broken for number in numbers for broken in self[[number]]]
+
+
+def _write(file: Path, rows: Sequence[Skipped]) -> None:
+    if rows or file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w", newline="", encoding="utf-8") as text:
+            table = csv.writer(text, lineterminator="\n")
+            table.writerows([("part", "name", "reason"), *((row.part, row.name, row.reason) for row in rows)])
+
+
+def _file() -> Path:
+    """Stamps of all images that could be read, of all data sets of this user: 8 bytes each."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls" / "readable.npy"
+
+
+def _known() -> np.ndarray:
+    """Stamps (N,) uint64; none if the file is not there or damaged."""
+    try:
+        found = np.load(_file(), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.empty(0, np.uint64)
+    whole = isinstance(found, np.ndarray) and found.dtype == np.uint64 and found.ndim == 1
+    return found if whole else np.empty(0, np.uint64)
+
+
+def _remember(known: np.ndarray, fresh: list[np.ndarray]) -> None:
+    if not sum(map(len, fresh)):
+        return
+    file = _file()
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as content:
+            np.save(content, np.union1d(known, np.concatenate(fresh)))
+        os.replace(part, file)
+    except OSError as error:
+        log.warning(f"{file}: cannot be written ({error}); images are checked again next time")
