@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
-from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Requeue
+from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Signals
 from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
@@ -233,7 +233,7 @@ class ImgclsCLI(LightningCLI):
             Outputs(self.run),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
-            Requeue(self.run),
+            Signals(self.run),
         ]
         if config["robustness"]:
             from imgcls.callbacks.robustness import Robustness

@@ -4,6 +4,8 @@ import errno
 import os
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,37 @@ def test_slurms_signal_saves_and_puts_the_job_back(imgcls, monkeypatch, tmp_path
     assert code == 0, err
     assert list(Path("runs").rglob("last.ckpt")) == [last]
     assert same(weights(whole / "checkpoints/last.ckpt"), weights(last))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_two_processes_gets_the_signal_and_both_save(imgcls, rank):
+    """The signal comes in the middle of a step."""
+    Path("signalled.py").write_text(
+        "import os, signal\nfrom imgcls.losses import CrossEntropy\n\n\nclass Signalled(CrossEntropy):\n"
+        "    calls = 0\n\n    def __call__(self, logits, label, weight):\n"
+        "        loss = super().__call__(logits, label, weight)\n"
+        "        self.calls += loss.requires_grad\n"
+        f"        if self.calls == 6 and os.environ.get('LOCAL_RANK', '0') == '{rank}' and 'SIGNAL' in os.environ:\n"
+        "            self.calls += 1\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return loss\n"
+    )
+    Path("arm.yaml").write_text("# signalled\nmodel: {loss: signalled.Signalled}\n")
+    devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run(*words, **more):
+        command = [sys.executable, "-m", "imgcls", "fit", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment | more)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    run(*WORDS, *devices, "--config", "arm.yaml", "--run_dir=whole")
+    run(*WORDS, *devices, "--config", "arm.yaml", "--run_dir=part", SIGNAL="1")
+    assert torch.load("part/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    run("--resume", "part")
+    assert same(weights("whole/checkpoints/last.ckpt"), weights("part/checkpoints/last.ckpt"))
+    assert rows("whole/metrics.csv") == rows("part/metrics.csv")
 
 
 # ---- writing ----

@@ -36,57 +36,72 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keeps the last epoch, and on SIGTERM the step that was just done."""
+    """Keeps the last epoch; `Signals` has it keep a step as well."""
 
-    def on_train_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.received_sigterm and trainer.world_size == 1:  # before a time limit's second signal comes
-            self._save_now(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where Lightning stops for the signal, between two steps; after an error a step may be half done."""
-        if isinstance(exception, SIGTERMException):
-            self._save_now(trainer)
-
-    def _save_now(self, trainer: Trainer) -> None:
+    def save_now(self, trainer: Trainer) -> None:
+        """Save this step, unless it was."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
             rank_zero_only(log.info)(f"stopped by a signal; go on with --resume {trainer.default_root_dir}")
 
 
-class Requeue(Callback):
-    """Under SLURM, the signal before a job's end (SIGUSR1) stops the run as SIGTERM does and puts the job back.
+class Signals(Callback):
+    """SIGTERM saves the step and stops the run; so does SLURM's signal before a job's end, and puts the job back.
 
-    Lightning's own handler would save within a step, to another file, and a job that comes back would not find it.
+    Lightning's handlers do neither: that of SLURM's signal saves in the middle of a step, to a file that nobody looks
+    for, and that of SIGTERM, on several processes, calls a collective in the middle of others, which breaks them.
 
     Args:
         run: The run's folder.
     """
 
     def __init__(self, run: RunFolder) -> None:
-        self.run, self.asked = run, False
+        self.run, self.asked, self.requeue = run, False, False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         environment = trainer._accelerator_connector.cluster_environment
         if stage == "fit" and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            signal.signal(environment.requeue_signal or signal.SIGUSR1, self._ask)
+            signal.signal(environment.requeue_signal or signal.SIGUSR1, self._put_back)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.is_global_zero:
             slurm.remember(self.run)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-        os.kill(os.getpid(), signal.SIGTERM)
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace what Lightning has installed by now; it puts the handlers from before back at the end."""
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._ask)
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            trainer._signal_connector.received_sigterm = True  # on all processes, after the same step
+        if trainer.received_sigterm:
+            self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the job back: the checkpoint was written before."""
-        if self.asked and isinstance(exception, SIGTERMException) and trainer.is_global_zero:
+        """Save where Lightning stops for the signal, between two steps; after an error a step may be half done."""
+        if not isinstance(exception, SIGTERMException):
+            return
+        self._save(trainer)
+        if self.requeue and trainer.is_global_zero:
             command = ["scontrol", "requeue", slurm.job() or ""]
             done = subprocess.run(command, capture_output=True, text=True)
             log.info(f"{' '.join(command)}: {'done' if done.returncode == 0 else done.stderr.strip()}")
+
+    def _save(self, trainer: Trainer) -> None:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save_now(trainer)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def _put_back(self, number: int, frame: Any) -> None:
+        self.requeue = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
