@@ -99,7 +99,7 @@ def test_a_sweep_and_a_job_array_say_the_same(question, imgcls):
     code, out, _ = imgcls("experiment", question, "--print", "wandb", "--trainer.max_epochs=3")
     sweep = yaml.safe_load(out)
     assert code == 0 and sweep["parameters"]["seed_everything"]["values"] == [0, 1]
-    assert [Path(p).stem for p in sweep["parameters"]["config"]["values"]] == ["high", "low"]
+    assert [Path(p).stem for p in sweep["parameters"]["config"]["values"]] == ["low", "high"]
     assert sweep["command"][-1] == "--trainer.max_epochs=3" and "${args}" in sweep["command"]
     code, out, _ = imgcls("experiment", question, "--print", "slurm")
     assert code == 0 and "--array=0-3" in out and out.count("python -m imgcls fit") == 4

@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
+from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.record import RunLogger
 from imgcls.classifier import Classifier
 from imgcls.commands.other_augmentation import stock_kornia, torchvision_per_sample
@@ -170,7 +171,7 @@ class _Bench:
             self._step(*self.data.prepare(self.images[index], self.labels[index]))
 
     def _whole_trainer(self, steps: int) -> Seconds:
-        """Lightning with our modules, a progress bar, metrics.csv and W&B's offline record."""
+        """Lightning with our modules, a progress bar, the look at each loss, metrics.csv and W&B's offline record."""
         clock = _Clock(steps)
         options: dict[str, Any] = {
             "accelerator": self.device.type,
@@ -179,7 +180,7 @@ class _Bench:
             "max_epochs": 1,
             "limit_train_batches": steps,
             "limit_val_batches": 0,
-            "callbacks": [clock, TQDMProgressBar(REFRESH)],
+            "callbacks": [clock, NonFinite(), TQDMProgressBar(REFRESH)],
             "logger": self.loggers,
             "log_every_n_steps": self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
             "enable_checkpointing": False,
