@@ -225,6 +225,8 @@ def test_wandbs_agent_runs_the_same_file(tmp_path):
     ]
     server = StandIn(text, trials, stop={1})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+    # the agent's ${interpreter} is the first `python` of PATH, as in an activated environment
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     for name in ("experiments", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     tool = Path(sys.executable).with_name("wandb")
