@@ -10,6 +10,8 @@ from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder, read_json
 
 FILES_DATA = "imgcls.data.files.FilesData"
+DATA_ONLY = ("preview", "audit", "pack")  # verbs that look at images alone
+ANY_MODEL = {"class_path": "imgcls.classifier.Classifier", "init_args": {"backbone": "imgcls.models.cnn.CNN"}}
 
 
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
@@ -45,7 +47,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
                 raise UserError(f"{verb} needs a trained run: --run RUN_DIR")
-        return [verb, *expand_configs(words)]
+        words = expand_configs(words)
+        if verb in DATA_ONLY and not _names_a_model(words):
+            words = ["--config", json.dumps({"model": ANY_MODEL}), *words]
+        return [verb, *words]
     if verb == "fit":
         raise UserError(f"--run goes with a trained run's verbs; use --resume {run}, or --config {run}/config.yaml")
     folder = RunFolder.existing(run, "--run")
@@ -55,6 +60,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     if verb == "predict" and any(w.partition("=")[0] == "--data.root" for w in words):
         written[1:2] = _unlabelled(folder)
     return [verb, *written, *expand_configs(words)]
+
+
+def _names_a_model(words: Sequence[str]) -> bool:
+    return any(w.startswith("--model") for w in words) or any("model" in read_config(f) for f in config_files(words))
 
 
 def refuse_overruled(arguments: Sequence[str]) -> None:

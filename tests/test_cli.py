@@ -295,6 +295,11 @@ def test_preview_draws_originals_and_augmented_images(imgcls):
         assert image.width > 300 and np.asarray(image.convert("L")).std() > 20
 
 
+def test_preview_needs_no_model(imgcls):
+    code, _, err = imgcls("preview", "--config", ROOT / "configs/data/sample.yaml", "--out", "p.png", "--count", "2")
+    assert code == 0 and Path("p.png").is_file(), err
+
+
 def test_a_module_beside_an_experiment_is_found(imgcls, monkeypatch):
     Path("study").mkdir()
     Path("study/my_net.py").write_text(

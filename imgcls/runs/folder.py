@@ -33,6 +33,7 @@ class RunFolder:
         self.figures = self.path / "figures"
         self.environment = self.path / "environment.json"
         self.skipped = self.path / "skipped.csv"
+        self.calibration = self.path / "calibration.json"
         self.report = self.path / "report.html"
 
     @classmethod
