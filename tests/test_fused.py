@@ -230,3 +230,36 @@ def test_a_warp_takes_flips_alone_without_interpolation():
     result, _ = step(PHOTO, LABEL)
     kept = [torch.equal(r, x) or torch.equal(r, x.flip(-1)) for r, x in zip(result, PHOTO, strict=True)]
     assert 4 <= sum(kept) < 12
+
+
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_parts_of_a_batch_get_what_was_drawn_for_them(size, monkeypatch):
+    operations = [
+        OPERATIONS[name](0.5) for name in ("resized crop", "horizontal flip", "jitter", "rotation", "erasing")
+    ]
+    pipeline = Pipeline(operations)
+    byte = (PHOTO * 255).byte()
+    torch.manual_seed(4)
+    whole, _ = pipeline(byte, LABEL)
+    monkeypatch.setattr("imgcls.augment.pipeline.PART", 4 * size * PHOTO[0].numel())
+    torch.manual_seed(4)
+    parts, _ = pipeline(byte, LABEL)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
+    torch.manual_seed(4)
+    normalized, label = pipeline.normalized(byte, LABEL, lambda image: image * 2 - 1)
+    torch.testing.assert_close(normalized, 2 * whole - 1, atol=1e-6, rtol=0)
+    assert torch.equal(label, LABEL)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("kind", [K.RandomAffine, K.RandomRotation, K.RandomShear, K.RandomTranslate])
+def test_both_meanings_of_corners_are_kornias(kind, align_corners):
+    argument = {K.RandomTranslate: {"translate_x": (-0.3, 0.3)}}.get(
+        kind, {"shear" if kind is K.RandomShear else "degrees": 20.0}
+    )
+    operation = kind(**argument, p=1.0, align_corners=align_corners)
+    torch.manual_seed(6)
+    theirs = operation(PHOTO)
+    torch.manual_seed(6)
+    ours, _ = fused([operation])[0](PHOTO, LABEL)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)

@@ -1,7 +1,12 @@
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Change = Callable[[Tensor, slice], Tensor]
+"""Changes some images (b, C, H, W) of a batch, which lie in that slice of it."""
 
 
 class Augmentation(nn.Module, ABC):
@@ -41,6 +46,31 @@ class Augmentation(nn.Module, ABC):
         Returns:
             Image and label of the same kinds.
         """
+
+    def normalized(self, image: Tensor, label: Tensor, normalize: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The same, and then `normalize` of the images."""
+        image, label = self(image, label)
+        return normalize(image), label
+
+
+class ByImage(Augmentation):
+    """Changes each image by itself: what is random is drawn for the whole batch, which may then come in parts.
+
+    On a CPU, a part that stays in the processor's cache goes through several operations one after the other.
+    """
+
+    @abstractmethod
+    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:
+        """Draw for a batch of that shape, (B, C, H, W).
+
+        Returns:
+            What changes its images, and the shape of the batch after it.
+        """
+
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32 in [0, 1], or uint8 where `on_uint8` is set; labels are left alone."""
+        change, _ = self.draw(image.shape)
+        return change(image, slice(None)), label
 
 
 def soft(label: Tensor, num_classes: int) -> Tensor:

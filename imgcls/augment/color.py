@@ -4,13 +4,14 @@ Shapes: B batch, C channels, H×W pixels. Gray images take brightness and contra
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from kornia.augmentation import ColorJitter as KorniaColorJitter
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.augment.base import Augmentation
+from imgcls.augment.base import ByImage, Change
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -25,12 +26,12 @@ def gray(image: Tensor) -> Tensor:
 
 def adjust_brightness(image: Tensor, factor_B: Tensor) -> Tensor:
     """`clamp(factor * image)`."""
-    return (image * factor_B[:, None, None, None]).clamp_(0, 1)
+    return (image * _each(factor_B, image)).clamp_(0, 1)
 
 
 def adjust_contrast(image: Tensor, factor_B: Tensor) -> Tensor:
     """Away from, or towards, the mean luma of each image, clamped."""
-    factor_B111 = factor_B[:, None, None, None]
+    factor_B111 = _each(factor_B, image)
     return (image * factor_B111).add_((1 - factor_B111) * gray(image).mean((2, 3), keepdim=True)).clamp_(0, 1)
 
 
@@ -38,32 +39,59 @@ def adjust_saturation(image: Tensor, factor_B: Tensor) -> Tensor:
     """Away from, or towards, each pixel's luma, clamped."""
     if image.shape[1] == 1:
         return image
-    factor_B111 = factor_B[:, None, None, None]
-    return (image * factor_B111).add_(gray(image) * (1 - factor_B111)).clamp_(0, 1)
+    return torch.lerp(gray(image), image, _each(factor_B, image)).clamp_(0, 1)
 
 
-def adjust_hue(image: Tensor, shift_B: Tensor) -> Tensor:
-    """Turn the hue of the HSV hexagon by a share of a full turn, in one go and without the detour over HSV.
+def adjust_hue(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+    """Turn the hue of the HSV hexagon by a share of a full turn, without the detour over HSV.
 
-    With v the largest and d the spread of the three channels, a channel is `v - d * clamp(t - 1, 0, 1)`, t being the
-    distance, in sixths of a turn, of the new hue from the channel's own (red 0, green 2, blue 4).
+    A third of a turn hands each channel's values on to the next channel; `turn_hue` does what remains.
+
+    Args:
+        image: (B, C, H, W) float32.
+        shift_B: -0.5 to 0.5; on the CPU, a GPU need not be waited for.
+        turn: What to call in place of `turn_hue`: the same, compiled.
     """
     if image.shape[1] == 1:
         return image
-    red, green, blue = image.unbind(1)
-    largest = torch.maximum(torch.maximum(red, green), blue)
-    spread = largest - torch.minimum(torch.minimum(red, green), blue)
-    scale = spread.clamp(min=1e-12).reciprocal_()
-    of_green_or_blue = torch.where(
-        largest == green, (blue - red).mul_(scale).add_(2), (red - green).mul_(scale).add_(4)
-    )
-    hue = torch.where(largest == red, (green - blue).mul_(scale), of_green_or_blue).add_(6 * shift_B[:, None, None])
-    channels = []
-    for own in (0, 2, 4):
-        away = hue - own
-        away.sub_((away * (1 / 6)).round_(), alpha=6).abs_().sub_(1).clamp_(0, 1)
-        channels.append(torch.addcmul(largest, spread, away, value=-1))
-    return torch.stack(channels, 1)
+    sixths_B = 6 * shift_B
+    thirds_B = (sixths_B / 2).round()
+    if (thirds_B != 0).any():
+        image = _channels_moved(image, thirds_B.long())
+    rest_B = sixths_B - 2 * thirds_B
+    while (rest_B != 0).any():
+        step_B = rest_B.clamp(-0.5, 0.5)
+        image = (turn or turn_hue)(image, step_B)
+        rest_B = rest_B - step_B
+    return image
+
+
+def turn_hue(image: Tensor, sixths_B: Tensor) -> Tensor:
+    """Turn the hue of images (B, 3, H, W) by f sixths of a turn, of at most 1/2.
+
+    Let v be the largest, m the smallest and d the spread of the three channels of a pixel. Channel r, with the next
+    channel g (for f < 0: the one before), becomes `clamp(r - g + clamp(g, m + |f| d, v - |f| d), m, v)`: only where g
+    is near v does r fall, and only where g is near m does r rise, by what g lies beyond that margin.
+    """
+    red, green, blue = image.split(1, 1)
+    highest = torch.maximum(torch.maximum(red, green), blue)
+    lowest = torch.minimum(torch.minimum(red, green), blue)
+    margin = (highest - lowest) * _each(sixths_B.abs(), image)
+    other = _channels_moved(image, torch.where(sixths_B < 0, 1, -1))
+    within = torch.clamp(other, lowest + margin, highest - margin)
+    return within.sub_(other).add_(image).clamp_(lowest, highest)
+
+
+def _channels_moved(image: Tensor, places_B: Tensor) -> Tensor:
+    """Each channel of (B, 3, H, W) takes the place of that many channels after it."""
+    source_B3 = (torch.arange(3) - places_B.cpu()[:, None]) % 3
+    rows = (3 * torch.arange(len(image))[:, None] + source_B3).flatten()
+    return image.flatten(0, 1).index_select(0, rows.to(image.device)).view_as(image)
+
+
+def _each(value_B: Tensor, image: Tensor) -> Tensor:
+    """A value for each image of (B, C, H, W), (B, 1, 1, 1), where the images are."""
+    return value_B.to(image)[:, None, None, None]
 
 
 def adjust_sharpness(image: Tensor, factor_B: Tensor) -> Tensor:
@@ -75,19 +103,19 @@ def adjust_sharpness(image: Tensor, factor_B: Tensor) -> Tensor:
     inside = F.conv2d(image, kernel_33.expand(channels, 1, 3, 3), groups=channels)
     blurred = image.clone()
     blurred[:, :, 1:-1, 1:-1] = (inside * 255).round() / 255  # torchvision rounds to uint8 here
-    factor_B111 = factor_B[:, None, None, None]
+    factor_B111 = _each(factor_B, image)
     return (image * factor_B111).add_((1 - factor_B111) * blurred).clamp_(0, 1)
 
 
 def posterize(image: Tensor, bits_B: Tensor) -> Tensor:
     """Keep the highest bits (B,) of the 8 of each value."""
-    step_B111 = 2 ** (8 - bits_B.to(image))[:, None, None, None]
+    step_B111 = 2 ** (8 - _each(bits_B, image))
     return ((image * 255).round_() / step_B111).floor_().mul_(step_B111) / 255
 
 
 def solarize(image: Tensor, threshold_B: Tensor) -> Tensor:
     """Invert values at or above a threshold (B,) in 0..1."""
-    return torch.where(image >= threshold_B[:, None, None, None], 1 - image, image)
+    return torch.where(image >= _each(threshold_B, image), 1 - image, image)
 
 
 def autocontrast(image: Tensor) -> Tensor:
@@ -113,7 +141,7 @@ STEPS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
-class ColorJitter(Augmentation):
+class ColorJitter(ByImage):
     """Kornia's ColorJitter, parameters and results, some ten times as fast; gray images take their share of it.
 
     The four steps come in an order drawn for each batch; each image draws its own factors. An argument m is a range:
@@ -147,24 +175,29 @@ class ColorJitter(Augmentation):
         return own
 
     def compile_kernels(self) -> None:  # noqa: D102
-        self.steps = tuple(torch.compile(step, dynamic=True) for step in STEPS)
+        *others, hue = (torch.compile(step, dynamic=True) for step in (*STEPS[:3], turn_hue))
+        self.steps = (*others, partial(adjust_hue, turn=hue))
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
-        params = self.kornia.forward_parameters(image.shape)
-        chosen = (params["batch_prob"].reshape(-1) > 0.5).nonzero()[:, 0]
-        fixed = self.kornia._fixed_order
-        order: Sequence[int] = params["order"].tolist() if fixed is None else fixed  # type: ignore[assignment]
-        factors = [
-            params[f"{name}_factor"][chosen].to(image) for name in ("brightness", "contrast", "saturation", "hue")
-        ]
-        if len(chosen) == len(image):
-            return self.jitter(image, order, factors), label
-        here = chosen.to(image.device)
-        return image.index_copy(0, here, self.jitter(image[here], order, factors)), label
+    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+        params = self.kornia.forward_parameters(shape)
+        chosen_B = params["batch_prob"].reshape(-1) > 0.5
+        order: Sequence[int] = self.kornia._fixed_order or params["order"].tolist()  # type: ignore[assignment]
+        factors = [params[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
+        # a step that changes nothing is left out
+        order = [step for step in order if (factors[step] != NEUTRAL[step]).any()]
+
+        def change(image: Tensor, here: slice) -> Tensor:
+            chosen = chosen_B[here].nonzero()[:, 0]
+            drawn = [factor[here][chosen] for factor in factors]
+            if len(chosen) == len(image):
+                return self.jitter(image, order, drawn)
+            place = chosen.to(image.device)
+            return image.index_copy(0, place, self.jitter(image[place], order, drawn)) if len(chosen) else image
+
+        return change, shape
 
     def jitter(self, image: Tensor, order: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
-        """Brightness, contrast, saturation and hue (steps 0 to 3) in an order; a step that changes nothing is left out.
+        """Brightness, contrast, saturation and hue (steps 0 to 3) in an order.
 
         Args:
             image: (B, C, H, W) float32 in [0, 1].
@@ -172,12 +205,11 @@ class ColorJitter(Augmentation):
             factors: Of each step, by its number, (B,).
         """
         for step in order:
-            if (factors[step] != NEUTRAL[step]).any():
-                image = self.steps[step](image, factors[step])
+            image = self.steps[step](image, factors[step])
         return image
 
 
-class LinearColorJitter(Augmentation):
+class LinearColorJitter(ByImage):
     """Brightness, contrast, saturation and hue as one 3×4 matrix per image: NOT Kornia's or torchvision's definition.
 
     It differs on purpose. Nothing is clamped between the steps, the order is fixed (brightness, contrast,
@@ -199,11 +231,10 @@ class LinearColorJitter(Augmentation):
         super().__init__()
         self.ranges, self.p = (brightness, contrast, saturation, hue), p
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
-        draw_B4 = (2 * torch.rand(len(image), 4) - 1) * torch.tensor(self.ranges)
-        draw_B4 = draw_B4 * (torch.rand(len(image), 1) < self.p)
-        return self.apply_factors(image, *(draw_B4 + torch.tensor([1.0, 1, 1, 0])).to(image).unbind(1)), label
+    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+        draw_B4 = (2 * torch.rand(shape[0], 4) - 1) * torch.tensor(self.ranges)
+        factor_B4 = draw_B4 * (torch.rand(shape[0], 1) < self.p) + torch.tensor(NEUTRAL)
+        return lambda image, here: self.apply_factors(image, *factor_B4[here].to(image).unbind(1)), shape
 
     def apply_factors(
         self, image: Tensor, brightness_B: Tensor, contrast_B: Tensor, saturation_B: Tensor, hue_B: Tensor

@@ -2,10 +2,10 @@ import torch
 from kornia.augmentation import RandomErasing as KorniaRandomErasing
 from torch import Tensor
 
-from imgcls.augment.base import Augmentation
+from imgcls.augment.base import ByImage, Change
 
 
-class RandomErasing(Augmentation):
+class RandomErasing(ByImage):
     """Kornia's RandomErasing, parameters and results: a box of each image is overwritten (Zhong et al., AAAI 2020).
 
     Args:
@@ -32,13 +32,17 @@ class RandomErasing(Augmentation):
         own.kornia = operation
         return own
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
-        params = self.kornia.forward_parameters(image.shape)
+    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+        params = self.kornia.forward_parameters(shape)
         boxes = torch.stack([params[k].double() for k in ("xs", "ys", "widths", "heights")], 1).long().tolist()
-        chosen = params["batch_prob"].reshape(-1) > 0.5
-        image = image.clone()
-        for number, (x, y, width, height) in enumerate(boxes):
-            if chosen[number]:
-                image[number, :, y : y + height, x : x + width] = float(params["values"][number])
-        return image, label
+        chosen, values = (params["batch_prob"].reshape(-1) > 0.5).tolist(), params["values"].tolist()
+
+        def change(image: Tensor, here: slice) -> Tensor:
+            if any(chosen[here]):
+                image = image.clone()
+            for number, (x, y, width, height) in enumerate(boxes[here]):
+                if chosen[here][number]:
+                    image[number, :, y : y + height, x : x + width] = values[here][number]
+            return image
+
+        return change, shape

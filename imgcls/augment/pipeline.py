@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from kornia.augmentation import AugmentationBase2D
@@ -7,10 +8,12 @@ from kornia.augmentation import RandomErasing as KorniaRandomErasing
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
-from imgcls.augment.base import Augmentation, soft
+from imgcls.augment.base import Augmentation, ByImage, soft
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.warp import Warp
+
+PART = 5 << 19  # bytes: float images that stay in a processor's cache while several operations go over them
 
 
 class Pipeline(Augmentation):
@@ -55,11 +58,54 @@ class Pipeline(Augmentation):
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) uint8 or float32; float32 in [0, 1] if an operation computed, else unchanged."""
-        for operation in self.operations:
-            if image.dtype == torch.uint8 and not operation.on_uint8:
-                image = (image * (1 / 255)).contiguous()  # colour operations go channel by channel
-            image, label = operation(image, label)
-        return image, label
+        return self._run(image, label, None)
+
+    def normalized(  # noqa: D102
+        self, image: Tensor, label: Tensor, normalize: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return self._run(image, label, normalize)
+
+    def _run(self, image: Tensor, label: Tensor, normalize: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
+        for by_image, group in groupby(self.operations, lambda operation: isinstance(operation, ByImage)):
+            operations = list(group)
+            if by_image:
+                is_last = operations[-1] is self.operations[-1]
+                image = in_parts(image, operations, normalize if is_last else None)  # type: ignore[arg-type]
+                normalize = None if is_last else normalize
+                continue
+            for operation in operations:
+                image, label = operation(image if operation.on_uint8 else _to_float(image), label)
+        return (image if normalize is None else normalize(image)), label
+
+
+def in_parts(
+    image: Tensor, operations: Sequence[ByImage], normalize: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Images (B, C, H, W), uint8 or float32, after operations that are drawn for all of them, and normalisation."""
+    shape, changes = image.shape, []
+    for operation in operations:
+        change, shape = operation.draw(shape)
+        changes.append(change)
+    computes = not all(operation.on_uint8 for operation in operations)
+    size = max(1, PART // (4 * image[:1].numel())) if image.device.type == "cpu" else len(image)
+    result = torch.empty(0)
+    for start in range(0, len(image), size):
+        here = slice(start, start + size)
+        part = _to_float(image[here]) if computes else image[here]
+        for change in changes:
+            part = change(part, here)
+        part = part if normalize is None else normalize(part)
+        if len(part) == len(image):
+            return part
+        if start == 0:
+            result = part.new_empty(shape)
+        result[here] = part
+    return result
+
+
+def _to_float(image: Tensor) -> Tensor:
+    """In [0, 1]; channel by channel, as colour operations go."""
+    return (image * (1 / 255)).contiguous() if image.dtype == torch.uint8 else image
 
 
 class Kornia(Augmentation):

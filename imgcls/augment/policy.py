@@ -34,7 +34,7 @@ VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "equalize": lambda image, value_B: equalize(image),
     "invert": lambda image, value_B: 1 - image,
     "solarize_add": lambda image, value_B: torch.where(
-        image < 0.5, (image + value_B[:, None, None, None]).clamp(max=1), image
+        image < 0.5, (image + value_B.to(image)[:, None, None, None]).clamp(max=1), image
     ),
 }
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
@@ -52,7 +52,7 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
     """
     source_B33 = torch.eye(3, dtype=torch.float64).repeat(len(image), 1, 1)
     moved_B = torch.zeros(len(image), dtype=torch.bool)
-    result = image
+    result = image.clone()
     for number, name in enumerate(names):
         chosen = (choice_B == number).nonzero()[:, 0]
         if not len(chosen) or name == "identity":
@@ -62,11 +62,11 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             source_B33[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
         else:
             here = chosen.to(image.device)
-            result = result.index_copy(0, here, VALUED[name](image[here], value_B[chosen].to(image)))
+            result.index_copy_(0, here, VALUED[name](image[here], value_B[chosen]))
     if moved_B.any():
         moved = moved_B.nonzero()[:, 0]
         here = moved.to(image.device)
-        result = result.index_copy(0, here, warp(image[here], source_B33[moved].to(image.device)))
+        result.index_copy_(0, here, warp(image[here], source_B33[moved]))
     return result
 
 

@@ -288,7 +288,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """A training batch as the model takes it: uint8 images (B, C, H, W) augmented and normalised, and labels."""
         if self.augment is not None:
-            image, label = self.augment(image, label)
+            return self.augment.normalized(image, label, self.normalize)
         return self.normalize(image), label
 
     def step_seed(self, *position: int) -> int:
