@@ -97,7 +97,7 @@ class ImgclsCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Errors are raised, for the front door to explain."""
-        return super().init_parser(**{"exit_on_error": False, **kwargs})
+        return super().init_parser(**{"exit_on_error": False, "prog": "python -m imgcls", **kwargs})
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The keys of a run besides data, model and trainer."""
