@@ -237,9 +237,8 @@ class ImgclsCLI(LightningCLI):
         if config["robustness"] or config["robustness_baseline"]:
             from imgcls.callbacks.robustness import Robustness
 
-            callbacks.insert(
-                0, Robustness(self.run, config["robustness_baseline"])
-            )  # before the record, whose report shows its figure
+            # before the record, whose report shows its figure
+            callbacks.insert(0, Robustness(self.run, config["robustness_baseline"]))
         given = config["trainer"]["callbacks"] or []
         if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(TQDMProgressBar(REFRESH))

@@ -13,6 +13,7 @@ from imgcls.callbacks.outputs import gather
 from imgcls.data.base import ImageDataModule
 from imgcls.data.sources import FeatureSource
 from imgcls.errors import UserError
+from imgcls.evaluate.calibration import EDGES
 from imgcls.evaluate.evaluation import calibration, evaluation
 from imgcls.runs.calibration import temperature, write_calibration
 from imgcls.runs.folder import RunFolder, write_json
@@ -102,15 +103,12 @@ def reliability_figure(found: dict[str, Any]) -> Figure:
     upper.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, linestyle=":")
     for key, color, name in (("reliability", BLUE, ""), ("reliability_calibrated", ORANGE, "_calibrated")):
         if key in found:
-            bins = [b for b in found[key] if b["images"]]
+            confidence, right, images = ([b[k] for b in found[key]] for k in ("confidence", "accuracy", "images"))
             label = f"{'calibrated' if name else 'as trained'}: ECE {found['metrics'][f'ece{name}']:.4f}"
-            upper.plot(
-                *([b[k] for b in bins] for k in ("confidence", "accuracy")), color=color, marker="o", label=label
-            )
-            edges = [found[key][0]["low"], *(b["high"] for b in found[key])]
-            lower.stairs(
-                [b["images"] for b in found[key]], edges, color=color, fill=not name, alpha=0.5 if not name else 1
-            )
+            there = np.flatnonzero(images)
+            points = np.array(confidence)[there], np.array(right)[there]
+            upper.plot(*points, color=color, marker="o", clip_on=False, label=label)
+            lower.stairs(images, EDGES, color=color, fill=not name, alpha=1 if name else 0.5)
     upper.legend(frameon=False)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     lower.set(xlabel="confidence", ylabel="images")

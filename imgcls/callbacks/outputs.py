@@ -20,7 +20,8 @@ SHOWN = 24
 class Outputs(Callback):
     """Keeps each image's logits: tables in `predictions/`; in `figures/` and W&B the confusion matrix and images.
 
-    Shown are the most confident mistakes and the least certain images, whose two best classes are closest.
+    Shown are the most confident mistakes, and after a test the images of which the model is least certain: their two
+    best classes are the closest.
 
     Validation images are kept for the epoch whose checkpoint is kept, and drawn once, when training ends. Every
     image counts once, whatever the number of processes.
@@ -112,7 +113,7 @@ class Outputs(Callback):
         figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
         figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
         shown = {"mistakes": (worst_mistakes(probability, label, SHOWN), 1)}
-        if len(names) > 1:
+        if part == "test":
             shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
         for name, (chosen, guesses) in shown.items():
             if len(chosen):

@@ -80,13 +80,10 @@ def slices(right: np.ndarray, columns: Mapping[str, Sequence[str]], most: int = 
     """
     found: dict[str, list[dict] | None] = {}
     for name, column in columns.items():
-        values, place = np.unique(np.asarray(column, dtype=str), return_inverse=True)
-        groups = [right[place == k] for k in range(len(values))] if len(values) <= most else []
-        rows = [
-            {"value": str(value), "images": len(group), **accuracy(group)}
-            for value, group in zip(values, groups, strict=False)
-        ]
-        found[name] = rows or None
+        number = {value: k for k, value in enumerate(sorted(set(column)))}
+        place = np.array([number[value] for value in column])
+        groups = [(value, right[place == k]) for value, k in number.items()] if len(number) <= most else []
+        found[name] = [{"value": value, "images": len(of), **accuracy(of)} for value, of in groups] or None
     return found
 
 

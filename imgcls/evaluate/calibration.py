@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
 BINS = 15
+EDGES = (np.arange(BINS + 1) / BINS).astype(np.float32)
 COLDEST, HOTTEST = 1e-3, 1e3
 
 
@@ -29,7 +30,8 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, np.ndarr
         confidence: Probability of the predicted class, (N,); a bin holds its lower edge, the last one both.
         right: Whether the prediction is right, (N,) bool.
     """
-    place = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    # in float32, so that a third, of three equal logits, lies on an edge whatever its last digits are
+    place = np.minimum(np.searchsorted(EDGES, confidence.astype(np.float32), "right"), BINS) - 1
     images = np.bincount(place, minlength=BINS)
     divisor = np.where(images > 0, images, np.nan)
     sums = (np.bincount(place, of.astype(np.float64), BINS) for of in (confidence, right))

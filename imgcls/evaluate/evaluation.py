@@ -19,7 +19,7 @@ from imgcls.evaluate.selective import covered, risk_by_coverage
 
 MEANS = "precision", "recall", "f1", "auroc"
 NOTE = (
-    "Each class against all others. Means over classes leave out those without a test image, whose own scores are null. "
+    "Each class against all others. Means over classes leave out those without a test image, which have no scores. "
     "A class that was never predicted has precision 0. Intervals are 95 % ones (Wilson)."
 )
 SLICES_NOTE = "Each interval is a 95 % one by itself: of twenty slices, expect one to be off by chance alone."
@@ -43,19 +43,15 @@ def evaluation(
     """
     probability = softmax(logits.astype(np.float64), 1)
     confidence, right = probability.max(1), probability.argmax(1) == label
-    bins, risk, classes = (
-        reliability(confidence, right),
-        risk_by_coverage(confidence, right),
-        by_class(probability, label),
-    )
+    classes, risk = by_class(probability, label), risk_by_coverage(confidence, right)
+    scores, bins = _calibration(logits, label)
     metrics = {
         **accuracy(right),
         **{f"top{k}": top_k(logits, label, k) for k in (3, 5) if k < logits.shape[1]},
         "balanced_acc": mean_of(classes["recall"]),
         **{name: mean_of(classes[name]) for name in MEANS},
-        "nll": negative_log_likelihood(logits, label),
+        **scores,
         "brier": brier_score(probability, label),
-        "ece": expected_calibration_error(bins),
         "aurc": float(risk.mean()),
         **{f"acc_at_{p}": 1 - float(risk[covered(len(label), p) - 1]) for p in (80, 90, 95)},
     }
@@ -74,12 +70,9 @@ def evaluation(
         "slices_note": SLICES_NOTE,
     }
     if temperature != 1:
-        scaled = logits / np.float64(temperature)
-        bins = _reliability(scaled, label)
+        scores, bins = _calibration(logits / np.float64(temperature), label)
         found["reliability_calibrated"] = _bins(bins)
-        metrics["temperature"] = temperature
-        metrics["nll_calibrated"] = negative_log_likelihood(scaled, label)
-        metrics["ece_calibrated"] = expected_calibration_error(bins)
+        metrics |= {"temperature": temperature, **{f"{name}_calibrated": value for name, value in scores.items()}}
     return found
 
 
@@ -91,20 +84,15 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
     temperature = fit_temperature(logits, label)
     if temperature is None:
         return None
-    scaled = logits / np.float64(temperature)
-    return {
-        "temperature": temperature,
-        "images": len(label),
-        "nll": negative_log_likelihood(logits, label),
-        "nll_calibrated": negative_log_likelihood(scaled, label),
-        "ece": expected_calibration_error(_reliability(logits, label)),
-        "ece_calibrated": expected_calibration_error(_reliability(scaled, label)),
-    }
+    before, after = (_calibration(logits / np.float64(t), label)[0] for t in (1, temperature))
+    found = {"temperature": temperature, "images": len(label), **before}
+    return found | {f"{name}_calibrated": value for name, value in after.items()}
 
 
-def _reliability(logits: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+def _calibration(logits: np.ndarray, label: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     probability = softmax(logits.astype(np.float64), 1)
-    return reliability(probability.max(1), probability.argmax(1) == label)
+    bins = reliability(probability.max(1), probability.argmax(1) == label)
+    return {"nll": negative_log_likelihood(logits, label), "ece": expected_calibration_error(bins)}, bins
 
 
 def _bins(bins: dict[str, np.ndarray]) -> list[dict[str, Any]]:
