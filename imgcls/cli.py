@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.arguments import expand_arguments, refuse_overruled
 from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Signals
+from imgcls.callbacks.evaluation import Evaluation
 from imgcls.callbacks.nonfinite import NonFinite
 from imgcls.callbacks.outputs import Outputs
 from imgcls.callbacks.predict import PredictionTable
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
 WITHOUT_RUN = ("preview", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-NOT_SAVED = ("config", "base", "run_dir", "run", "resume", "ckpt_path", "out", "count", "json", "rounds", "steps")
+NOT_SAVED = "config base run_dir run resume ckpt_path out count json rounds steps robustness_baseline".split()
 
 
 class ImgclsCLI(LightningCLI):
@@ -74,16 +75,7 @@ class ImgclsCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Each verb with the arguments that are not the user's."""
-        loaders = {
-            "model",
-            "dataloaders",
-            "datamodule",
-            "verbose",
-            "weights_only",
-            "return_predictions",
-            "args",
-            "kwargs",
-        }
+        loaders = set("model dataloaders datamodule verbose weights_only return_predictions args kwargs".split())
         return {
             "fit": loaders | {"train_dataloaders", "val_dataloaders"},
             "validate": loaders,
@@ -112,6 +104,12 @@ class ImgclsCLI(LightningCLI):
             type=bool,
             default=False,
             help="Test under other size, lighting, noise … too.",
+        )
+        parser.add_argument(
+            "--robustness_baseline", type=str | None, help="Run whose robustness this one's is compared with."
+        )
+        parser.add_argument(
+            "--calibrate", type=bool, default=False, help="test: fit a temperature to the validation images first."
         )
         parser.add_argument(
             "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
@@ -231,14 +229,16 @@ class ImgclsCLI(LightningCLI):
             ]
         callbacks: list[Callback] = [
             Outputs(self.run),
+            Evaluation(self.run, config["calibrate"]),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
             PredictionTable(self.run.predictions / "predict.csv"),
             Signals(self.run),
         ]
-        if config["robustness"]:
+        if config["robustness"] or config["robustness_baseline"]:
             from imgcls.callbacks.robustness import Robustness
 
-            callbacks.insert(0, Robustness(self.run))  # before the record, whose report shows its figure
+            # before the record, whose report shows its figure
+            callbacks.insert(0, Robustness(self.run, config["robustness_baseline"]))
         given = config["trainer"]["callbacks"] or []
         if config["trainer"]["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in given):
             callbacks.append(TQDMProgressBar(REFRESH))
@@ -275,11 +275,7 @@ class ImgclsCLI(LightningCLI):
         if subcommand in (*WITHOUT_RUN, "explain"):
             return kwargs
         kwargs["weights_only"] = True  # a checkpoint from elsewhere must not run code
-        extra = {
-            "validate": {"verbose": False},
-            "test": {"verbose": False},
-            "predict": {"return_predictions": False},
-        }
+        extra = {"validate": {"verbose": False}, "test": {"verbose": False}, "predict": {"return_predictions": False}}
         return kwargs | extra.get(subcommand, {})
 
     def after_fit(self) -> None:
@@ -300,7 +296,8 @@ class ImgclsCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the metrics."""
-        self._print_metrics("test/", *(["robust/"] if self.config.test.robustness else []))
+        robust = self.config.test.robustness or self.config.test.robustness_baseline
+        self._print_metrics("test/", *(["robust/"] if robust else []))
 
     @rank_zero_only
     def _print_metrics(self, *prefixes: str) -> None:

@@ -56,7 +56,7 @@ def test_configs_have_one_shape(path):
     text = path.read_text()
     assert text.startswith("# ") and len(text.splitlines()) <= 25
     allowed = {"base", "data", "model", "trainer", "checkpoint", "seed_everything", "experiment", "test_after_fit"}
-    allowed |= {"robustness"}
+    allowed |= {"robustness", "calibrate"}
     assert yaml.safe_load(text).keys() <= allowed
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 
@@ -13,9 +14,10 @@ def save(figure: Figure, path: Path) -> np.ndarray:
     """Write a figure as PNG and return its pixels, uint8 (H, W, 3), for loggers that take arrays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)
-    figure.savefig(path)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    canvas.draw()  # once: savefig would lay everything out and draw it again, a second for a grid of images
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    Image.fromarray(pixels).save(path)
+    return pixels
 
 
 def confusion_figure(cells: np.ndarray, names: Sequence[str]) -> Figure:

@@ -10,14 +10,18 @@ from torch import Tensor
 from imgcls.callbacks.figures import confusion_figure, image_grid, save
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
+from imgcls.evaluate.selective import margin
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import softmax, write_predictions
 
-MISTAKES = 24
+SHOWN = 24
 
 
 class Outputs(Callback):
-    """Keeps each image's logits: tables in `predictions/`, confusion matrix and mistakes in `figures/` and W&B.
+    """Keeps each image's logits: tables in `predictions/`; in `figures/` and W&B the confusion matrix and images.
+
+    Shown are the most confident mistakes, and after a test the images of which the model is least certain: their two
+    best classes are the closest.
 
     Validation images are kept for the epoch whose checkpoint is kept, and drawn once, when training ends. Every
     image counts once, whatever the number of processes.
@@ -108,11 +112,18 @@ class Outputs(Callback):
         names, prediction = data.class_names, probability.argmax(1)
         figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
         figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
-        worst = worst_mistakes(probability, label, MISTAKES)
-        if len(worst):
-            images = data.parts[part][0].images(index[worst].tolist(), data.frame(part))
-            titles = [f"{names[prediction[i]]} {probability[i].max():.2f}\nis {names[label[i]]}" for i in worst]
-            figures["mistakes"] = save(image_grid(images, titles), self.run.figures / f"{part}_mistakes.png")
+        shown = {"mistakes": (worst_mistakes(probability, label, SHOWN), 1)}
+        if part == "test":
+            shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
+        for name, (chosen, guesses) in shown.items():
+            if len(chosen):
+                images = data.parts[part][0].images(index[chosen].tolist(), data.frame(part))
+                best = np.argsort(-probability[chosen], axis=1, kind="stable")[:, :guesses]
+                titles = [
+                    "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])
+                    for i, row in zip(chosen, best, strict=True)
+                ]
+                figures[name] = save(image_grid(images, titles), self.run.figures / f"{part}_{name}.png")
         return figures
 
 

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,9 +29,13 @@ class Source(ABC):
     Args:
         label: Class of each image, (N,) int64; -1 where it is not known.
         names: Name of each image, as the prediction table shows it: a path, or a part and a number.
+
+    Attributes:
+        columns: What else is known of the images, N values by the column's name: test results are shown by value.
     """
 
     in_memory = False
+    columns: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, label: np.ndarray, names: Sequence[str]) -> None:
         self.label = np.asarray(label, dtype=np.int64)
@@ -175,6 +179,8 @@ class JoinedSource(Source):
         super().__init__(np.concatenate([first.label, second.label]), [*first.names, *second.names])
         self.first, self.second = first, second
         self.in_memory = first.in_memory and second.in_memory
+        shared = [name for name in first.columns if name in second.columns]
+        self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         number = np.asarray(index)

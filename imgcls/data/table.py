@@ -23,6 +23,7 @@ class TableData(ImageDataModule):
 
     Classes are the distinct labels of the training rows, sorted, as numbers if all of them are whole numbers. Rows
     without a label, with one that is no class, or with an image that another row has, cannot be used: see `on_error`.
+    Test results are also shown for each value of every further column that has at most 50 of them.
 
     Args:
         table: The file, .csv or .parquet.
@@ -59,6 +60,7 @@ class TableData(ImageDataModule):
                     f"(--data.{option}_column names another)"
                 )
         paths, labels = columns[path_column], columns[label_column]
+        self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
         parts = self._parts_of(columns[split_column]) if split_column else ["train"] * len(paths)
@@ -97,6 +99,7 @@ class TableData(ImageDataModule):
         number = {name: k for k, name in enumerate(self.class_names)}
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
         source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
+        source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
         if (source.sizes[:, 0] < 0).all():
             raise UserError(
                 f"{source.describe(0)}: is not there, nor is any of {len(rows)} files of the {part} part "

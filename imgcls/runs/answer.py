@@ -119,7 +119,7 @@ def _by_severity(axes: Axes, groups: Sequence[Group], variation: str) -> None:
     for group in groups:
         rows = []
         for run in group.runs:
-            cells = read_json(run.folder.path / "robustness.json").get("variations", {}).get(variation)
+            cells = read_json(run.folder.robustness).get("variations", {}).get(variation)
             if cells and "test/acc" in run.metrics:
                 rows.append([run.metrics["test/acc"], *(cell["acc"] for cell in cells)])
         if rows:

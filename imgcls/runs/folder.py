@@ -1,6 +1,7 @@
 """A run is one folder; this is its layout, and how files in it are written."""
 
 import json
+import math
 import os
 import uuid
 from datetime import datetime
@@ -34,6 +35,8 @@ class RunFolder:
         self.environment = self.path / "environment.json"
         self.skipped = self.path / "skipped.csv"
         self.calibration = self.path / "calibration.json"
+        self.evaluation = self.path / "evaluation.json"
+        self.robustness = self.path / "robustness.json"
         self.report = self.path / "report.html"
 
     @classmethod
@@ -83,5 +86,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file, indented, in one go."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a JSON file, indented, in one go; a number that is not finite becomes null, as JSON has no word for it."""
+    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

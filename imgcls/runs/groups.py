@@ -27,6 +27,7 @@ INCIDENTAL += (
     "experiment",
     "test_after_fit",
     "robustness",
+    "calibrate",
 )
 Settings = dict[str, Any]
 

@@ -60,10 +60,10 @@ def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
     return min(reversed(candidates), key=lambda r: sign * float(r[name]), default=None)
 
 
-def add_summary(run: RunFolder, values: Mapping[str, float | int | None]) -> None:
-    """Merge values into metrics.json; one that is not finite becomes null, as JSON has no word for it."""
-    clean = {k: None if v is None or not math.isfinite(v) else v for k, v in values.items()}
-    write_json(run.metrics_json, read_json(run.metrics_json) | clean)
+def add_summary(run: RunFolder, values: Mapping[str, float | int | None], instead_of: str | None = None) -> None:
+    """Merge values into metrics.json, where `instead_of` begins the names of those that they replace all together."""
+    kept = {k: v for k, v in read_json(run.metrics_json).items() if instead_of is None or not k.startswith(instead_of)}
+    write_json(run.metrics_json, kept | dict(values))
 
 
 def write_skipped(path: Path, parts: Iterable[str], skipped: Iterable[Sequence[str]]) -> int:

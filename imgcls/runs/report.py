@@ -10,17 +10,24 @@ from imgcls.runs.record import Row, read_metrics
 
 CURVES = {"loss": "Loss", "acc": "Accuracy"}
 COLORS = {"train": "#8a8f98", "val": "#1f6feb"}
+HEADLINE = ("test/acc", "val/acc", "fit/seconds")
+CLASSES = 50
 
 
 def write_report(run: RunFolder) -> None:
     """Write report.html from the run's own files, whatever of them exists so far."""
     rows = read_metrics(run)
-    metrics = read_json(run.metrics_json)
+    metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
+    classes = [row for row in evaluation.get("classes", []) if row["images"]]
     page = template("report.html").render(
         name=f"{run.path.parent.name}/{run.path.name}",
-        headline=[(k, _number(metrics[k])) for k in ("test/acc", "val/acc", "fit/seconds") if k in metrics],
+        headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
         metrics=[(k, _number(v)) for k, v in sorted(metrics.items())],
         curves=[curve for key, title in CURVES.items() if (curve := _curve(rows, key, title))],
+        evaluation=evaluation,
+        num_classes=len(classes),
+        classes=sorted(classes, key=lambda row: row["f1"])[:CLASSES],
+        number=lambda value: "–" if value is None else _number(value),
         figures=[(_caption(p), _data_uri(p)) for p in sorted(run.figures.glob("*.png"))],
         environment=_facts(read_json(run.environment)),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
@@ -32,6 +39,11 @@ def _number(value: Any) -> str:
     if value is None:
         return "not finite"
     return str(value) if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _interval(metrics: dict[str, Any], name: str) -> str:
+    low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f"95 %: {low:.4f} to {high:.4f}"
 
 
 def _curve(rows: list[Row], key: str, title: str) -> str:

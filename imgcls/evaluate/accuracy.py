@@ -1,0 +1,93 @@
+"""How often a model is right: over all images, for each class, and for groups of images.
+
+Shapes: N images, K classes. A class without an image has no recall, and so no precision, F1 and AUROC here: nan.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import binomtest
+
+LEVEL = 0.95
+
+
+def interval(right: int, images: int) -> tuple[float, float]:
+    """95 % interval of the share `right / images` (Wilson, Journal of the American Statistical Association 1927)."""
+    low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
+    return float(low), float(high)
+
+
+def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:
+    """Share of images (N, K) whose class (N,) has one of the k largest logits; of equals the first is the larger."""
+    own, number = logits[np.arange(len(label)), label, None], np.arange(logits.shape[1])
+    before = (logits > own) | ((logits == own) & (number < label[:, None]))
+    return float((before.sum(1) < k).mean())
+
+
+def by_class(probability: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """Images, precision, recall, F1 and AUROC of each class against the rest, (K,) each.
+
+    Precision is 0 for a class that was never predicted. AUROC is nan if all images are of the class.
+
+    Args:
+        probability: (N, K).
+        label: (N,) int64.
+    """
+    prediction, classes = probability.argmax(1), probability.shape[1]
+    images, predicted, right = (
+        np.bincount(of, minlength=classes) for of in (label, prediction, label[label == prediction])
+    )
+    there = np.where(images > 0, 1.0, np.nan)
+    return {
+        "images": images,
+        "precision": there * right / np.maximum(predicted, 1),
+        "recall": there * right / np.maximum(images, 1),
+        "f1": there * 2 * right / np.maximum(images + predicted, 1),
+        "auroc": np.array([auroc(probability[:, k], label == k) for k in range(classes)]),
+    }
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Chance that a positive image scores higher than a negative one, equals counting half; nan without one of each.
+
+    Args:
+        score: (N,).
+        positive: (N,) bool.
+    """
+    ones = int(positive.sum())
+    zeros = len(positive) - ones
+    if not ones or not zeros:
+        return float("nan")
+    ordered, own = np.sort(score), score[positive]
+    below = np.searchsorted(ordered, own, "left").sum() + np.searchsorted(ordered, own, "right").sum()
+    # among themselves positives count ones²/2: what is left is Mann and Whitney's U (Ann. Math. Statistics 1947)
+    return float((below - ones**2) / (2 * ones * zeros))
+
+
+def mean_of(values: np.ndarray) -> float:
+    """Mean of the values that are not nan; nan if there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def slices(right: np.ndarray, columns: Mapping[str, Sequence[str]], most: int = 50) -> dict[str, list[dict] | None]:
+    """Accuracy, with its interval, of the images that share a value of a column.
+
+    Args:
+        right: Whether each image was predicted right, (N,) bool.
+        columns: N values each, by the column's name.
+        most: A column with more distinct values gives None.
+    """
+    found: dict[str, list[dict] | None] = {}
+    for name, column in columns.items():
+        number = {value: k for k, value in enumerate(sorted(set(column)))}
+        place = np.array([number[value] for value in column])
+        groups = [(value, right[place == k]) for value, k in number.items()] if len(number) <= most else []
+        found[name] = [{"value": value, "images": len(of), **accuracy(of)} for value, of in groups] or None
+    return found
+
+
+def accuracy(right: np.ndarray) -> dict[str, float]:
+    """Share of images predicted right, (N,) bool, and its 95 % interval: acc, acc_low, acc_high."""
+    low, high = interval(int(right.sum()), len(right))
+    return {"acc": float(right.mean()), "acc_low": low, "acc_high": high}
