@@ -6,7 +6,10 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 
 FORMATS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch_export": (), "safetensors": ()}
-TOLERANCE, INT8_TOLERANCE = 0.01, 0.02
+TOLERANCE = (
+    "largest difference of a probability from the run's own; a hundredth of it for images of the model's size; "
+    "default: 0.01"
+)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,13 +25,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", metavar="FOLDER", help="check on these, where the run's data is not at hand")
     parser.add_argument("--count", type=int, default=64, help="images to check on; default: 64")
     parser.add_argument("--quantize", choices=("int8",), help="onnx: 8-bit integers, calibrated on training images")
-    text = f"""largest difference of a probability from the run's own; a hundredth of it where an image has the model's
-        size already; default: {TOLERANCE}. With --quantize: accuracy that it may cost; default: {INT8_TOLERANCE}"""
-    parser.add_argument("--tolerance", type=float, help=text)
+    parser.add_argument("--tolerance", type=float, default=0.01, help=TOLERANCE)
+    parser.add_argument("--int8_tolerance", type=float, default=0.02, help="accuracy that it may cost; default: 0.02")
     given = parser.parse_args(arguments[1:])
-    tolerance, card = given.tolerance, given.card or given.out.with_suffix(".md")
-    if tolerance is None:
-        tolerance = INT8_TOLERANCE if given.quantize else TOLERANCE
+    card = given.card or given.out.with_suffix(".md")
     if card == given.out:
         raise UserError(f"--out {card}: is where the model card goes; name another file, or give --card FILE")
     if given.count < 1:
@@ -40,5 +40,6 @@ def main(arguments: list[str]) -> int:
     run = RunFolder.existing(given.run, "--run")
     from imgcls.deploy.export import export
 
-    export(run, given.format, given.out, card, given.images, given.count, tolerance, bool(given.quantize))
+    int8 = given.int8_tolerance if given.quantize else None
+    export(run, given.format, given.out, card, given.images, given.count, given.tolerance, int8)
     return 0

@@ -1,6 +1,7 @@
 """From a run to one file: build it, measure it against the run itself, and only then write it."""
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.decode import Frame
 from imgcls.data.options import refuse_other_data
+from imgcls.data.sources import Source
 from imgcls.deploy import formats
 from imgcls.deploy.graph import Exported
 from imgcls.errors import UserError
@@ -24,7 +26,14 @@ BATCH, CALIBRATION, JUDGED = 16, 256, 5000  # images at a time, to calibrate int
 
 
 def export(
-    run: RunFolder, kind: str, out: Path, card: Path, images: str | None, count: int, tolerance: float, int8: bool
+    run: RunFolder,
+    kind: str,
+    out: Path,
+    card: Path,
+    images: str | None,
+    count: int,
+    tolerance: float,
+    int8_tolerance: float | None,
 ) -> None:
     """Write the file and its model card.
 
@@ -35,20 +44,21 @@ def export(
         card: The model card.
         images: A folder of images to check on, in place of the run's validation images.
         count: Number of images to check on.
-        tolerance: Largest difference of a probability; with int8, validation accuracy that it may cost.
-        int8: Quantise an ONNX graph.
+        tolerance: Largest difference of a probability, before any quantisation; a hundredth of it where images have
+            the model's size already, and no pixel is rounded.
+        int8_tolerance: Quantise, for validation accuracy of at most so much; None: no.
 
     Raises:
         UserError: The data is not there, or the file would not do what the run does; nothing was written.
     """
     model: Any = load_run(run.path).model
-    data, part = _open(run, images, "fit" if int8 else "validate")
-    source, frame, temperature = data.parts[part][0], data.frame(part), _temperature(run)
+    data, part = _open(run, images, "validate" if int8_tolerance is None else "fit")
+    source, frame = data.parts[part][0], data.frame(part)
+    temperature = read_json(run.calibration).get("temperature", 1.0)
     chosen = _spread(data.parts[part][1], count)
-    framed = source.images(chosen, frame)
+    normalized = data.normalize(source.images(chosen, frame)).split(BATCH)
     with torch.no_grad():
-        batches = [{"image": data.normalize(image), "label": image, "index": image} for image in framed.split(BATCH)]
-        logits = torch.cat([model.predict_step(batch, 0)["logits"] for batch in batches])
+        logits = torch.cat([model.predict_step({"image": i, "label": i, "index": i}, 0)["logits"] for i in normalized])
     expected = (logits / temperature).softmax(1).numpy()
     model.finetune.merge(model.backbone)
     about = describe(run, temperature, frame.resize)
@@ -59,55 +69,48 @@ def export(
             value.zero_()
         model.load_state_dict(load(content))
     graph, cost = Exported(model, frame, data.mean, data.std, temperature).eval(), dict[str, Any]()
-    if kind == "safetensors":
-        runner = formats.run_torch(graph)
-    elif kind == "torch_export":
+    runner = formats.run_torch(graph)
+    if kind == "torch_export":
         content = formats.torch_export_bytes(graph, data.channels, about)
         runner = formats.run_torch(torch.export.load(io.BytesIO(content)).module())
-    else:
+    elif kind == "onnx":
         proto = formats.to_onnx(graph, data.channels)
-        if int8:
-            proto, cost = _quantize(data, proto)
-            about["int8"] = ", ".join(f"{k} {v:.4g}" for k, v in cost.items())
         content = formats.onnx_bytes(proto, about)
         runner = formats.run_onnx(content)
-    whole = (source.images([number], replace(frame, crop=0))[0] for number in chosen)
-    check = compare(runner, whole, framed, expected) | {"source": images or "the validation part"}
+    check, where = _compare(runner, source, chosen, frame, expected), images or "the validation part"
     largest = f"{check['largest']:.1e} as they are, {check['largest_in_size']:.1e} in the model's size"
-    print(f"against the run, on {check['images']} images of {check['source']}: largest difference of a probability "
-          f"{largest}; top-1 differs in {check['top1']}")  # fmt: skip
-    lost = cost["acc_float32"] - cost["acc_int8"] if cost else 0
-    if cost and lost > tolerance:
-        raise UserError(f"{out}: not written, int8 costs {lost:.4f} of accuracy, beyond --tolerance {tolerance:g}")
-    # not <=, for nan is beyond it too
-    if not cost and not (check["largest"] <= tolerance and check["largest_in_size"] <= tolerance / 100):
+    print(f"against the run, on {len(chosen)} images of {where}: largest difference of a probability {largest}; "
+          f"top-1 differs in {check['top1']}")  # fmt: skip
+    if not (check["largest"] <= tolerance and check["largest_in_size"] <= tolerance / 100):  # nan is beyond it too
         raise UserError(
             f"{out}: not written, its probabilities differ from the run's: {largest}, beyond --tolerance {tolerance:g} "
             "and a hundredth of it"
         )
+    if int8_tolerance is not None:
+        proto, cost = _quantize(data, proto)
+        if (lost := cost["acc_float32"] - cost["acc_int8"]) > int8_tolerance:
+            raise UserError(
+                f"{out}: not written, int8 costs {lost:.4f} of accuracy, beyond --int8_tolerance {int8_tolerance:g}"
+            )
+        about["int8"] = json.dumps({k: round(v, 4) for k, v in cost.items()})
+        content = formats.onnx_bytes(proto, about)
+        check = _compare(formats.run_onnx(content), source, chosen, frame, expected)
+    check |= {"images": len(chosen), "source": where, "bytes": len(content)}
     write_atomic(out, content)
-    write_atomic(card, write_card(run, kind, out.name, about, check | {"bytes": len(content)}, cost))
+    write_atomic(card, write_card(run, kind, out.name, about, check, cost))
     print(f"{kind}: {out} ({len(content) / 1e6:.1f} MB)\nmodel card: {card}")
 
 
-def compare(runner: formats.Runner, whole: Iterator[Tensor], framed: Tensor, expected: np.ndarray) -> dict[str, Any]:
-    """Run a file on images one by one as they were decoded, and in batches of the model's size.
-
-    Args:
-        runner: The file.
-        whole: uint8 images (C, H, W) of any size.
-        framed: The same images framed, (N, C, S, S).
-        expected: The run's own probabilities (N, K).
-
-    Returns:
-        Number of images; largest difference of a probability of either; number of images, as they were decoded, whose
-        most probable class differs (top1).
-    """
-    as_they_are = np.concatenate([runner(image[None].numpy()) for image in whole])
-    in_size = np.concatenate([runner(image.numpy()) for image in framed.split(BATCH)])
+def _compare(
+    runner: formats.Runner, source: Source, chosen: list[int], frame: Frame, expected: np.ndarray
+) -> dict[str, Any]:
+    """How far a file is from the probabilities (N, K), given images as decoded, one by one, and framed, in batches."""
+    whole = (source.images([number], replace(frame, crop=0)) for number in chosen)
+    as_they_are = np.concatenate([runner(image.numpy()) for image in whole])
+    in_size = np.concatenate([runner(image.numpy()) for image in source.images(chosen, frame).split(BATCH)])
     largest, largest_in_size = (float(np.abs(p - expected).max()) for p in (as_they_are, in_size))
     top1 = int((as_they_are.argmax(1) != expected.argmax(1)).sum())
-    return {"images": len(expected), "largest": largest, "largest_in_size": largest_in_size, "top1": top1}
+    return {"largest": largest, "largest_in_size": largest_in_size, "top1": top1}
 
 
 def _quantize(data: ImageDataModule, proto: Any) -> tuple[Any, dict[str, Any]]:
@@ -135,16 +138,8 @@ def _spread(index: np.ndarray, count: int) -> list[int]:
     return index[np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)].tolist()
 
 
-def _temperature(run: RunFolder) -> float:
-    return read_json(run.calibration).get("temperature", 1.0)
-
-
 def _open(run: RunFolder, images: str | None, stage: str) -> tuple[ImageDataModule, Part]:
-    """The data to check on, opened, and its part.
-
-    Raises:
-        UserError: It is not there, or is not what the run was trained on.
-    """
+    """The data to check on, opened, and its part; a UserError if it is not there, or is not the run's."""
     try:
         data = load_data(run.path, images)
         data.prepare_data()

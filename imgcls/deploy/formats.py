@@ -20,19 +20,17 @@ OPSET = 18  # the oldest that torch's exporter writes: more runtimes know it
 LARGEST = 2**31 - 1  # bytes of a protocol buffer
 
 
-def _example(channels: int) -> Any:
+def _example(channels: int) -> torch.Tensor:
     return torch.zeros(2, channels, 41, 59, dtype=torch.uint8)  # the axes may have another length when the graph runs
 
 
 def to_onnx(model: Exported, channels: int) -> Any:
     """The graph as `onnx.ModelProto`, without the names of this machine's files that the exporter leaves in it."""
-    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["probability"]}
+    options: dict[str, Any] = {"dynamo": True, "dynamic_shapes": {"image": AXES}, "opset_version": OPSET}
+    options |= {"input_names": ["image"], "output_names": ["probability"], "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its own parts
-        program = torch.onnx.export(
-            model, (_example(channels),), dynamo=True, dynamic_shapes={"image": AXES}, opset_version=OPSET,
-            verbose=False, **names,
-        )  # fmt: skip
+        program = torch.onnx.export(model, (_example(channels),), **options)
     proto = program.model_proto  # type: ignore[union-attr]
     for node in proto.graph.node:
         del node.metadata_props[:]

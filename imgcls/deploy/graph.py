@@ -72,7 +72,7 @@ class Exported(nn.Module):
             if buffer.ndim == 0:  # a number such as the neighbours' k: to the graph it would be data
                 delattr(self.head, name)
                 setattr(self.head, name, buffer.item())
-        self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch.export.save wants it so
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
         self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1))
         self.flip, self.temperature = model.flip_at_test, temperature

@@ -46,16 +46,9 @@ def quantize(proto: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.Mode
         layers = [node.op_type in LAYERS and not weights.isdisjoint(node.input) for node in graph.node]
         before = layers.index(True)
         kept = [n.name for k, n in enumerate(graph.node) if k < before or (n.op_type in LAYERS and not layers[k])]
-        quantize_static(
-            prepared,
-            quantized,
-            _Batches(batches),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=[*LAYERS, *AFTER_A_LAYER],
-            nodes_to_exclude=kept,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-        )
+        types: dict[str, Any] = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8}
+        types |= {"op_types_to_quantize": [*LAYERS, *AFTER_A_LAYER], "nodes_to_exclude": kept, "per_channel": True}
+        quantize_static(prepared, quantized, _Batches(batches), **types)
         return onnx.load(quantized)
 
 

@@ -14,8 +14,6 @@ from imgcls.runs.groups import Run
 from imgcls.runs.page import template
 from imgcls.runs.statistics import LEVEL
 
-INPUT = ("image_size", "channels", "mean", "std", "interpolation")
-
 
 def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
     """Metadata of a run's exported model, each value a text; what is no text is JSON.
@@ -34,7 +32,7 @@ def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
         "git_commit": git and git["commit"] + (" with uncommitted changes" if git["dirty"] else ""),
         "data_fingerprint": {k: v for k, v in data.items() if k not in ("class", "class_names", "images")},
         "class_names": data["class_names"],
-        **{k: options["data"][k] for k in INPUT},
+        **{k: options["data"][k] for k in ("image_size", "channels", "mean", "std", "interpolation")},
         "resize": resize,
         "temperature": temperature,
         "flip_at_test": options["model"]["flip_at_test"],
