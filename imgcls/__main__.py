@@ -25,6 +25,10 @@ VERBS = {
     "sweep": ("imgcls.commands.sweep", "search for the best options: experiments/sweeps/X.yaml --count N [--jobs N]"),
     "answers": ("imgcls.commands.answers", "what the runs of questions say, as Markdown: experiments/QUESTION…"),
     "compare": ("imgcls.commands.compare", "is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]"),
+    "export": (
+        "imgcls.commands.export",
+        "a checked file: --run RUN_DIR --format onnx|torch_export|safetensors --out FILE",
+    ),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
 }
 

@@ -11,6 +11,15 @@ class UserError(Exception):
     """
 
 
+def user_error(error: BaseException | None) -> UserError | None:
+    """The UserError from which a library's error came, however deep."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """`" (did you mean 'resnet18'?)"` for a mistyped `name`, or an empty string if nothing is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -1,17 +1,20 @@
-"""A trained run as a model in memory, outside of any trainer."""
+"""A trained run as a model, and its data, in memory, outside of any trainer."""
 
 import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
 from imgcls.compose import read_config
-from imgcls.errors import UserError
+from imgcls.errors import UserError, user_error
 from imgcls.runs.folder import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from imgcls.data.base import ImageDataModule
 
 
 @dataclass(frozen=True)
@@ -54,17 +57,46 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     options["teacher"] = None
     if "weights" in options["backbone"].get("init_args", {}):
         options["backbone"]["init_args"]["weights"] = "none"  # the checkpoint holds them
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Classifier, "model")
-    try:
-        model = parser.instantiate(parser.parse_object({"model": section})).model
-    except ArgumentError as error:
-        raise UserError(f"{run.config}: its model cannot be built ({' '.join(str(error).split())[:300]})") from error
+    model = _build(Classifier, "model", section, run)
     state = read_checkpoint(run.checkpoint(run.best))["state_dict"]
     model.check_weights(state)
     model.load_state_dict(state)
     facts = {k: data[k] for k in ("image_size", "channels", "mean", "std")}
     return LoadedRun(model.eval().requires_grad_(False).to(device), class_names, **facts)
+
+
+def load_data(path: str | Path, images: str | Path | None = None) -> "ImageDataModule":
+    """The data module of a run, or one of other images without labels, framed and normalised like the run's.
+
+    Args:
+        path: The run's folder.
+        images: A file or a folder, in place of the run's data.
+
+    Raises:
+        UserError: The folder holds no run, or its data cannot be opened any more.
+    """
+    from imgcls.data.base import ImageDataModule
+    from imgcls.data.files import FilesData
+
+    run = RunFolder.existing(str(path), "run")
+    environment, section = read_json(run.environment), read_config(run.config)["data"]
+    options = section["init_args"]
+    if images is not None:
+        keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")
+        return FilesData(environment["data"]["class_names"], root=str(images), **{k: options[k] for k in keep})
+    sys.path += [f for f in environment.get("config_folders", []) if f not in sys.path]
+    options["augment"] = None
+    return _build(ImageDataModule, "data", section, run)
+
+
+def _build(kind: type, name: str, section: dict[str, Any], run: RunFolder) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, name)
+    try:
+        return parser.instantiate(parser.parse_object({name: section}))[name]
+    except (ArgumentError, ValueError) as error:
+        reason = user_error(error) or f"{run.config}: its {name} cannot be built ({' '.join(str(error).split())[:300]})"
+        raise UserError(str(reason)) from error
 
 
 def read_checkpoint(path: Path, option: str = "", way_out: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from imgcls.allocator import keep_freed_memory
-from imgcls.errors import UserError
+from imgcls.errors import UserError, user_error
 
 
 def main(arguments: list[str]) -> int:
@@ -21,11 +21,11 @@ def main(arguments: list[str]) -> int:
     try:
         ImgclsCLI(arguments)
     except MisconfigurationException as error:
-        raise _cause(error) or UserError(f"trainer: {' '.join(str(error).split())}") from error
+        raise user_error(error) or UserError(f"trainer: {' '.join(str(error).split())}") from error
     except SIGTERMException:
         return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
     except Exception as error:
-        cause = _cause(error)
+        cause = user_error(error)
         if cause is None:
             raise
         raise cause from error
@@ -63,12 +63,3 @@ def _set_up_messages() -> None:
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|jsonargparse).*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
-
-
-def _cause(error: BaseException | None) -> UserError | None:
-    """The UserError from which a library's error came, however deep."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

@@ -24,7 +24,8 @@ class Frame:
     """How every image of a batch comes to one shape: (channels, crop, crop), in pixels.
 
     The shorter side is resized to `resize`, then the central square of side `crop` is kept. Upsampling and
-    downsampling are antialiased. An image that has the final size already is left alone.
+    downsampling are antialiased. An image that has the final size already is left alone. With a crop of 0 images keep
+    the size in which they are decoded.
     """
 
     channels: int
@@ -104,7 +105,7 @@ def decode(image: Image.Image, frame: Frame) -> Tensor:
     """Convert a PIL image of any mode to a uint8 tensor (C, H, W), framed. Transparency goes over white."""
     image = _to_channels(image, frame.channels)
     width, height = image.size
-    if (height, width) != (frame.crop, frame.crop):
+    if frame.crop and (height, width) != (frame.crop, frame.crop):
         size = _resized(width, height, frame)
         if size != image.size:
             resample = Image.Resampling.BICUBIC if frame.interpolation == "bicubic" else Image.Resampling.BILINEAR
@@ -119,7 +120,7 @@ def frame_batch(image: Tensor, frame: Frame) -> Tensor:
     """The same framing for uint8 images of one shape that are already decoded, (B, C, H, W)."""
     if image.shape[1] != frame.channels:
         image = tv.rgb_to_grayscale(image) if frame.channels == 1 else image.expand(-1, frame.channels, -1, -1)
-    if image.shape[-2:] != (frame.crop, frame.crop):
+    if frame.crop and image.shape[-2:] != (frame.crop, frame.crop):
         width, height = _resized(image.shape[-1], image.shape[-2], frame)
         image = tv.resize(image, [height, width], tv.InterpolationMode(frame.interpolation), antialias=True)
         top, left = (height - frame.crop) // 2, (width - frame.crop) // 2

@@ -39,7 +39,8 @@ class Vote(nn.Module):
         similarity_BN = F.normalize(feature) @ self.feature.T
         nearest = similarity_BN.topk(min(int(self.k), len(self.label)))
         share_BJ = (nearest.values / self.temperature).softmax(1)
-        vote_BK = feature.new_zeros(len(feature), self.num_classes)
+        # shape, as len() would fix the batch of an exported graph
+        vote_BK = feature.new_zeros(feature.shape[0], self.num_classes)
         vote_BK = vote_BK.scatter_add(1, self.label[nearest.indices], share_BJ)
         # classes without a vote: as improbable as one part in a thousand, shared by all
         return (0.999 * vote_BK + 0.001 / self.num_classes).log()

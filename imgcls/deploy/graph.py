@@ -1,0 +1,86 @@
+"""What is exported of a run: one graph from uint8 images of any size to calibrated class probabilities."""
+
+import torch
+from torch import Tensor, nn
+
+from imgcls.classifier import Classifier
+from imgcls.data.decode import Frame
+
+
+class Framing(nn.Module):
+    """Resize and central crop as `Frame` says, of images whose size is known only when the graph runs.
+
+    Antialiased interpolation is linear and separable, so it is two matrix products, one along each axis, with weights
+    that are computed in the graph. After each product pixels are rounded to whole grey levels, as Pillow's and
+    torchvision's kernels for uint8 do: the result is theirs, but for single levels where rounding is close.
+
+    Args:
+        frame: How images are framed.
+    """
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Float grey levels 0..255 (B, C, crop, crop) of uint8 images (B, C, H, W)."""
+        frame, lengths = self.frame, image.shape[-2:]
+        size = torch.stack([torch.full((), n, dtype=torch.float64, device=image.device) for n in lengths])
+        # a number divided by a tensor would be taken for its reciprocal times the number, which rounds otherwise
+        resized = (size * (torch.full_like(size, frame.resize) / size.min())).round().clamp(min=frame.crop)
+        resized = torch.where((size == frame.crop).all(), size, resized)  # it has the final size already
+        rows, columns = (self._weights(n, size[k], resized[k]) for k, n in enumerate(lengths))
+        return _whole(rows @ _whole(image.float() @ columns.T))
+
+    def _weights(self, length: int, size: Tensor, resized: Tensor) -> Tensor:
+        """Weight of each of the image's pixels along an axis for each pixel that the crop keeps, (crop, length)."""
+        step = size / resized
+        first = ((resized - self.frame.crop) / 2).floor()
+        kept = torch.arange(self.frame.crop, dtype=torch.float64, device=size.device)
+        given = torch.arange(length, dtype=torch.float64, device=size.device)
+        # in units of the filter, which widens with the step when the image shrinks
+        distance = (given + 0.5 - (kept[:, None] + first + 0.5) * step).abs() / step.clamp(min=1)
+        if self.frame.interpolation == "bilinear":
+            weight = (1 - distance).clamp(min=0)
+        else:  # Keys, Cubic convolution interpolation, IEEE Trans. ASSP 1981, with a = -1/2
+            near = (1.5 * distance - 2.5) * distance.square() + 1
+            far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+            weight = torch.where(distance < 1, near, torch.where(distance < 2, far, 0.0))
+        return (weight / weight.sum(1, keepdim=True)).float()
+
+
+def _whole(pixels: Tensor) -> Tensor:
+    # halves are common (an image halved or doubled) and go up; float32 leaves them a hair off on either side
+    return (pixels + 0.5001).floor().clamp(0, 255)
+
+
+class Exported(nn.Module):
+    """A trained classifier with all that comes before and after it.
+
+    Args:
+        model: The classifier, merged; it serves no other purpose after that.
+        frame: How images are framed.
+        mean: Per channel, in 0..1.
+        std: Per channel, in 0..1.
+        temperature: Divides the logits.
+    """
+
+    def __init__(self, model: Classifier, frame: Frame, mean: list[float], std: list[float], temperature: float):
+        super().__init__()
+        self.framing, self.backbone, self.head = Framing(frame), model.backbone, model.head
+        for name, buffer in list(self.head.named_buffers(recurse=False)):
+            if buffer.ndim == 0:  # a number such as the neighbours' k: to the graph it would be data
+                delattr(self.head, name)
+                setattr(self.head, name, buffer.item())
+        self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch.export.save wants it so
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
+        self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1))
+        self.flip, self.temperature = model.flip_at_test, temperature
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Probabilities (B, K) of uint8 images (B, C, H, W)."""
+        image = self.framing(image) * self.scale - self.shift
+        if not self.flip:
+            return (self.head(self.backbone(image)) / self.temperature).softmax(1)
+        logits = self.head(self.backbone(torch.cat((image, image.flip(-1)))))
+        return (logits.unflatten(0, (2, -1)).mean(0) / self.temperature).softmax(1)
