@@ -27,6 +27,8 @@ from imgcls.finetune.neighbours import Neighbours
 from imgcls.models.cnn import CNN
 from imgcls.models.resnet import ResNet
 from imgcls.models.timm import TimmBackbone
+from imgcls.runs.calibration import write_calibration
+from imgcls.runs.folder import RunFolder
 
 from .conftest import QUIET, ROOT
 
@@ -203,7 +205,7 @@ def run(gallery, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "gallery"
     small = ("--model.backbone.depth=2", "--model.backbone.width=8", "--data.val_fraction=0.4", "--test_after_fit=true")
     fit(folder, f"--data.root={gallery}", *small, "--model.lr=0.01", "--model.flip_at_test=true")
-    (folder / "calibration.json").write_text('{"temperature": 0.5}')
+    write_calibration(RunFolder(folder), folder / "checkpoints/best.ckpt", {"temperature": 0.5})
     return folder
 
 

@@ -19,6 +19,7 @@ from imgcls.deploy import formats
 from imgcls.deploy.graph import Exported
 from imgcls.errors import UserError
 from imgcls.load import load_data, load_run
+from imgcls.runs.calibration import temperature
 from imgcls.runs.card import describe, write_card
 from imgcls.runs.folder import RunFolder, read_json, write_atomic
 
@@ -54,21 +55,21 @@ def export(
     model: Any = load_run(run.path).model
     data, part = _open(run, images, "validate" if int8_tolerance is None else "fit")
     source, frame = data.parts[part][0], data.frame(part)
-    temperature = read_json(run.calibration).get("temperature", 1.0)
+    scaled_by = temperature(run)
     chosen = _spread(data.parts[part][1], count)
     normalized = data.normalize(source.images(chosen, frame)).split(BATCH)
     with torch.no_grad():
         logits = torch.cat([model.predict_step({"image": i, "label": i, "index": i}, 0)["logits"] for i in normalized])
-    expected = (logits / temperature).softmax(1).numpy()
+    expected = (logits / scaled_by).softmax(1).numpy()
     model.finetune.merge(model.backbone)
-    about = describe(run, temperature, frame.resize)
+    about = describe(run, scaled_by, frame.resize)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)
         for value in state.values():
             value.zero_()
         model.load_state_dict(load(content))
-    graph, cost = Exported(model, frame, data.mean, data.std, temperature).eval(), dict[str, Any]()
+    graph, cost = Exported(model, frame, data.mean, data.std, scaled_by).eval(), dict[str, Any]()
     runner = formats.run_torch(graph)
     if kind == "torch_export":
         content = formats.torch_export_bytes(graph, data.channels, about)

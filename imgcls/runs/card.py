@@ -6,13 +6,11 @@ from datetime import date
 from typing import Any
 
 import yaml
-from scipy import stats
 
 from imgcls import __version__
 from imgcls.runs.folder import RunFolder, read_json
 from imgcls.runs.groups import Run
 from imgcls.runs.page import template
-from imgcls.runs.statistics import LEVEL
 
 
 def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
@@ -67,8 +65,7 @@ def write_card(
         monitor=known.settings.get("checkpoint.monitor") or "",
         **_options(run),
         words=_words,
-        interval=_interval(known),
-        calibration=read_json(run.calibration),
+        calibration=read_json(run.calibration) if float(about["temperature"]) != 1 else {},
     )
 
 
@@ -87,12 +84,3 @@ def _words(value: Any) -> str:
         name = value.get("class_path", "").rpartition(".")[2]
         return f"{name} ({inside})" if name and inside else name or inside
     return str(value).rstrip("/").rpartition("/")[2]
-
-
-def _interval(run: Run) -> tuple[float, float, int] | None:
-    """Interval of the test accuracy over the draw of the test images (Clopper and Pearson), and their number."""
-    if run.test is None or not len(run.test["right"]):
-        return None
-    right = run.test["right"]
-    found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(LEVEL)
-    return found.low, found.high, len(right)
