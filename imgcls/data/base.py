@@ -205,6 +205,8 @@ class ImageDataModule(LightningDataModule, ABC):
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
+        # workers of a resumed run load ahead before Lightning sets the epoch
+        batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -266,8 +268,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """uint8 images (B, C, H, W) to normalised float ones of the model's dtype, augmented while training."""
         trainer = self.trainer
         assert trainer is not None
-        image, label = batch["image"], batch["label"]
-        dtype: torch.dtype = trainer.lightning_module.dtype  # type: ignore[assignment]
+        image, label, dtype = batch["image"], batch["label"], trainer.lightning_module.dtype
         if trainer.training:
             # One seed a step: every rank draws its own numbers (after seed_everything all would draw the
             # same), and a resumed run draws what the uninterrupted one would have, dropout included.
