@@ -205,8 +205,8 @@ class ImageDataModule(LightningDataModule, ABC):
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
-        # workers of a resumed run load ahead before Lightning sets the epoch
-        batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+        if self.trainer:  # workers of a resumed run load ahead before Lightning sets the epoch
+            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
