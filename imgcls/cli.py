@@ -37,9 +37,11 @@ from imgcls.trainer import REFRESH, Trainer
 log = logging.getLogger(__name__)
 
 RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
-WITHOUT_RUN = ("preview", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
+WITHOUT_RUN = ("preview", "pack", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-NOT_SAVED = "config base run_dir run resume ckpt_path out count json rounds steps robustness_baseline".split()
+NOT_SAVED = (
+    "config base run_dir run resume ckpt_path out count json rounds steps shard_mb size robustness_baseline".split()
+)
 
 
 class ImgclsCLI(LightningCLI):
@@ -82,6 +84,7 @@ class ImgclsCLI(LightningCLI):
             "test": loaders,
             "predict": loaders,
             "preview": {"model", "datamodule"},
+            "pack": {"model", "datamodule"},
             "benchmark": {"model", "datamodule"},
             "find_lr": {"model", "datamodule"},
             "explain": {"model", "datamodule"},

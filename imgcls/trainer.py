@@ -62,6 +62,38 @@ class Trainer(lightning.Trainer):
         print(f"preview: {out}")
         return Path(out)
 
+    def pack(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule,
+        out: Path | None = None,
+        shard_mb: float = 100,
+        size: int | None = None,
+    ) -> dict[str, Any]:
+        """Write all images into shards that `configs/data/shards.yaml` streams from a folder or a URL.
+
+        Args:
+            model: Not used; verbs have it.
+            datamodule: The data: its parts become those of the pack.
+            out: The folder, which must not be there yet, or be empty.
+            shard_mb: Size of a shard, in MB.
+            size: Longest shorter side in pixels: larger images are resized to it, into JPEG of quality 95. Default:
+                the bytes of the files as they are, and PNG of what comes from memory.
+        """
+        from imgcls.commands.pack import pack
+
+        if out is None:
+            raise UserError("--out: name a folder for the pack")
+        if shard_mb <= 0 or size is not None and size < 1:
+            raise UserError(f"--shard_mb {shard_mb} and --size {size}: give positive numbers")
+        datamodule.trainer = self
+        facts = pack(datamodule, Path(out), shard_mb, size)
+        for name, part in facts["parts"].items():
+            size_mb = sum(size for _, size in part["shards"]) / 1e6
+            print(f"{name}: {part['images']} images, {len(part['shards'])} shards, {size_mb:.1f} MB")
+        print(f"pack: {out}" + (f", without {facts['skipped']}: {out}/skipped.csv" if facts["skipped"] else ""))
+        return facts
+
     def benchmark(
         self,
         model: Classifier,

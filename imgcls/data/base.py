@@ -203,7 +203,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
         source, index = self.parts["train"]
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
-        batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
+        sizes = len(index), self.batch_size, self.seed, *self._rank()
+        batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index))
         batches.resume_at = self._resume_at
         if self.trainer:  # workers of a resumed run load ahead before Lightning sets the epoch
             batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
@@ -279,10 +280,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 view = torch.randint(image.shape[1], (len(image),)).to(image.device)
                 image = image[torch.arange(len(image), device=image.device), view, None]
             return {**batch, "image": image[:, 0].to(dtype)}
-        if trainer.training:
-            image, label = self.prepare(image, label)
-        else:
-            image = self.normalize(image)
+        image, label = self.prepare(image, label) if trainer.training else (self.normalize(image), label)
         return {**batch, "image": image.to(dtype), "label": label}
 
     @torch.no_grad()

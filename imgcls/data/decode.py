@@ -1,5 +1,6 @@
 """The one place that opens an image: a file or a PIL image in, a uint8 tensor (C, H, W) out."""
 
+import io
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,20 +63,34 @@ def decode_file(path: Path, frame: Frame) -> Tensor:
     try:
         if not path.is_file():  # opening a pipe would wait for a writer for ever
             raise FileNotFoundError
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
-            with Image.open(path) as image:
-                if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
-                    with suppress(RuntimeError):  # what it does not read, Pillow may
-                        return _decode_jpeg(path, frame)
-                if image.format == "JPEG":
-                    # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
-                    image.draft(None, (frame.resize, frame.resize))
-                return decode(ImageOps.exif_transpose(image), frame)
+        return decode_bytes(path.read_bytes(), frame)
     except MemoryError:
         raise  # says nothing about the image
     except Exception as error:  # parsers of damaged files raise anything: struct.error, IndexError, zlib.error …
         raise BrokenImage(printable(str(path)), _reason(path, error)) from error
+
+
+def decode_bytes(content: bytes, frame: Frame) -> Tensor:
+    """The same for what an image file holds; raises whatever a parser of damaged content raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
+                with suppress(RuntimeError):  # what it does not read, Pillow may
+                    return _decode_jpeg(content, frame)
+            if image.format == "JPEG":
+                # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
+                image.draft(None, (frame.resize, frame.resize))
+            return decode(ImageOps.exif_transpose(image), frame)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A PNG file of a PIL image, which decodes to the same pixels; what PNG does not know becomes RGB."""
+    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        image = to_channels(image, 3)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def reason_of(error: Exception) -> str:
@@ -94,16 +109,16 @@ def _reason(path: Path, error: Exception) -> str:
     return reason_of(error)
 
 
-def _decode_jpeg(path: Path, frame: Frame) -> Tensor:
+def _decode_jpeg(content: bytes, frame: Frame) -> Tensor:
     """A JPEG too small to be scaled while it is decoded: torchvision's decoder and resize are twice as fast."""
     mode = ImageReadMode.GRAY if frame.channels == 1 else ImageReadMode.RGB
-    content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
-    return frame_batch(decode_jpeg(content, mode, apply_exif_orientation=True)[None], frame)[0]
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return frame_batch(decode_jpeg(encoded, mode, apply_exif_orientation=True)[None], frame)[0]
 
 
 def decode(image: Image.Image, frame: Frame) -> Tensor:
     """Convert a PIL image of any mode to a uint8 tensor (C, H, W), framed. Transparency goes over white."""
-    image = _to_channels(image, frame.channels)
+    image = to_channels(image, frame.channels)
     width, height = image.size
     if frame.crop and (height, width) != (frame.crop, frame.crop):
         size = _resized(width, height, frame)
@@ -133,7 +148,8 @@ def _resized(width: int, height: int, frame: Frame) -> tuple[int, int]:
     return max(frame.crop, round(width * scale)), max(frame.crop, round(height * scale))
 
 
-def _to_channels(image: Image.Image, channels: int) -> Image.Image:
+def to_channels(image: Image.Image, channels: int) -> Image.Image:
+    """A PIL image of any mode as L or RGB. Transparency goes over white."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode == mode:
         return image

@@ -104,7 +104,7 @@ def _broken(
     known, fresh = _known(), []
     found: dict[Part, dict[int, str]] = {part: {} for part in parts}
     for part, (source, index, frame) in parts.items():
-        if source.in_memory:
+        if source.in_memory or source.verified:
             continue
         stamps = source.stamps()
         new = index if stamps is None else index[~np.isin(stamps[index], known)]

@@ -62,6 +62,8 @@ def split(
     Raises:
         UserError: A part that was asked for would be empty.
     """
+    if not (folds or val_fraction or test_fraction) and train_fraction == 1:
+        return Split(np.arange(len(label)), *(np.empty(0, np.int64) for _ in range(2)))
     order = stratified_order(label, seed)
     num_test = round(len(order) * test_fraction)
     test, rest = order[:num_test], order[num_test:]
@@ -104,6 +106,53 @@ def balanced(label: np.ndarray) -> np.ndarray:
     return probability / probability.sum()
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Positions that are read together, such as those of one shard.
+
+    Attributes:
+        start: First position of each block, ascending, (S,) int64.
+        window: Number of blocks among which an epoch's order mixes.
+    """
+
+    start: np.ndarray
+    window: int
+
+
+def mixed_blocks(
+    size: int, blocks: Blocks, rank: int, world_size: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """A process's share of an epoch in pieces, so that it reads few blocks at a time, each in one stretch of time.
+
+    Blocks come in random order. The processes take successive stretches of it, all of N // world_size positions,
+    which begin elsewhere in every epoch. Each position waits a random time, up to that of `window` blocks: the next
+    block is needed when a share of 1 / window of the one before is due. Memory is that of `window` blocks.
+
+    Args:
+        size: Number of positions N.
+        blocks: Of all positions.
+        rank: The process among `world_size`.
+        world_size: Number of processes.
+        rng: In the same state in all processes.
+    """
+    order = rng.permutation(len(blocks.start))
+    length = np.diff(blocks.start, append=size)[order]
+    left = size // world_size
+    first = (rng.integers(size) + rank * left) % size
+    rng = np.random.default_rng(rng.integers(2**63, size=world_size)[rank])
+    block = int(np.searchsorted(np.cumsum(length), first, side="right"))
+    inside = int(first - length[:block].sum())
+    held, due, time = np.empty(0, np.int64), np.empty(0), 0
+    while left:
+        count = min(int(length[block]) - inside, left)
+        held = np.append(held, blocks.start[order[block]] + np.arange(inside, inside + count))
+        due = np.append(due, time + blocks.window * rng.random(count))
+        left, inside, block, time = left - count, 0, (block + 1) % len(order), time + 1
+        now = due < time if left else np.full(len(due), True)
+        yield held[now][np.argsort(due[now])]
+        held, due = held[~now], due[~now]
+
+
 LARGEST_TAIL = 0.05
 
 
@@ -123,6 +172,8 @@ class TrainBatches(Sampler[list[int]]):
         world_size: Number of processes; they share each epoch's order without overlap.
         probability: Chance (N,) of each image per draw, with replacement; None shuffles all images.
         repeats: Times that each image follows itself, shared by the processes; the epoch stays as long.
+        blocks: Where reading together matters: images are shuffled by blocks, unless `probability` or `repeats` is
+            given or there are no more blocks than the window has.
     """
 
     def __init__(
@@ -134,6 +185,7 @@ class TrainBatches(Sampler[list[int]]):
         world_size: int = 1,
         probability: np.ndarray | None = None,
         repeats: int = 1,
+        blocks: Blocks | None = None,
     ) -> None:
         self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
         share = size // world_size
@@ -144,6 +196,8 @@ class TrainBatches(Sampler[list[int]]):
         spares = tail > max(LARGEST_TAIL * share, share % (whole + 1))
         self.batch_size = smaller if spares else batch_size
         self.probability, self.repeats = probability, repeats
+        few = blocks is None or len(blocks.start) <= blocks.window
+        self.blocks = None if few or probability is not None or repeats > 1 else blocks
         self.epoch = 0
         self.resume_at = (0, 0)
 
@@ -155,24 +209,35 @@ class TrainBatches(Sampler[list[int]]):
         return self.size // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        epoch, done = self.resume_at
+        start = done if epoch == self.epoch else 0
+        skip, left = start * self.batch_size, len(self) - start
+        ready = np.empty(0, np.int64)
+        for piece in self._order():
+            ready, skip = np.append(ready, piece[skip:]), max(0, skip - len(piece))
+            count = min(len(ready) // self.batch_size, left)
+            for batch in range(count):
+                yield ready[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            ready, left = ready[count * self.batch_size :], left - count
+
+    def _order(self) -> Iterator[np.ndarray]:
+        """Positions of this process in the epoch's order, in pieces."""
         rng = np.random.default_rng((self.seed, self.epoch))
+        if self.blocks is not None:
+            yield from mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng)
+            return
         if self.probability is None:
             order = rng.permutation(self.size)
         else:
             order = rng.choice(self.size, self.size, p=self.probability)
-        order = order.repeat(self.repeats)[: self.size]
-        epoch, done = self.resume_at
-        start = done if epoch == self.epoch else 0
-        mine = order[self.rank :: self.world_size]
-        for batch in range(start, len(self)):
-            yield mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+        yield order.repeat(self.repeats)[: self.size][self.rank :: self.world_size]
 
 
 class EvalBatches(Sampler[list[int]]):
     """Every position exactly once over all processes: a strided share each, none repeated to fill up."""
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.positions = list(range(rank, size, world_size))
+        self.positions = range(rank, size, world_size)
         self.batch_size = batch_size
 
     def __len__(self) -> int:
@@ -180,4 +245,4 @@ class EvalBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for start in range(0, len(self.positions), self.batch_size):
-            yield self.positions[start : start + self.batch_size]
+            yield list(self.positions[start : start + self.batch_size])

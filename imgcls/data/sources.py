@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of
+from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, encode_png, frame_batch, reason_of
+from imgcls.data.sampling import Blocks
 from imgcls.errors import UserError, printable
 
 Batch = dict[str, Tensor]
@@ -32,9 +33,12 @@ class Source(ABC):
 
     Attributes:
         columns: What else is known of the images, N values by the column's name: test results are shown by value.
+        in_memory: Whether no file is read for them.
+        verified: Whether all images were read when they were put there, so that it need not be done again.
     """
 
     in_memory = False
+    verified = False
     columns: Mapping[str, Sequence[str]] = {}
 
     def __init__(self, label: np.ndarray, names: Sequence[str]) -> None:
@@ -51,6 +55,15 @@ class Source(ABC):
         Raises:
             BrokenImage: An image cannot be read.
         """
+
+    def encoded(self, number: int) -> bytes:
+        """An image as a file holds it, unchanged if it comes from one, else as PNG."""
+        pixels = self.images([number], Frame(3, 0, 0))[0]
+        return encode_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+
+    def blocks(self, index: np.ndarray) -> Blocks | None:
+        """Which of the images `index` (N,), ascending, are best read together; None where it does not matter."""
+        return None
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -90,6 +103,10 @@ class ArraySource(Source):
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return frame_batch(self.image[torch.as_tensor(index)], frame)
 
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        pixels = self.image[number].numpy()
+        return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
 
@@ -122,6 +139,9 @@ class FileSource(Source):
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return torch.stack([decode_file(self.root / self.paths[i], frame) for i in index])
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        return (self.root / self.paths[number]).read_bytes()
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -158,6 +178,9 @@ class ItemSource(Source):
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return torch.stack([self._image(int(i), frame) for i in index])
 
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        return encode_png(self.items[number][0])
+
     def stamps(self) -> np.ndarray:
         """Of the data set's own description, which names its folder and part, and the number of the image."""
         digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
@@ -179,6 +202,7 @@ class JoinedSource(Source):
         super().__init__(np.concatenate([first.label, second.label]), [*first.names, *second.names])
         self.first, self.second = first, second
         self.in_memory = first.in_memory and second.in_memory
+        self.verified = first.verified and second.verified
         shared = [name for name in first.columns if name in second.columns]
         self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
 
@@ -189,6 +213,10 @@ class JoinedSource(Source):
         parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
         joined = torch.cat(parts)
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        inside = number < len(self.first)
+        return self.first.encoded(number) if inside else self.second.encoded(number - len(self.first))
 
     def stamps(self) -> np.ndarray | None:  # noqa: D102
         first, second = self.first.stamps(), self.second.stamps()

@@ -1,0 +1,166 @@
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.decode import BrokenImage, Frame, decode_bytes, reason_of
+from imgcls.data.options import check
+from imgcls.data.sampling import Blocks
+from imgcls.data.shard_files import ShardFiles, shard_files
+from imgcls.data.sources import Source
+from imgcls.errors import UserError
+
+OPEN = 16  # shards that a process keeps open
+GB = 1e9
+
+
+class ShardData(ImageDataModule):
+    """A pack that `python -m imgcls pack` wrote: images of any source in tar files, in a folder or at a URL.
+
+    An epoch reads shard after shard and mixes the images of `window` of them, see `mixed_blocks`; a pack with no more
+    than that is shuffled as any other source. Training images were put into the pack in random order. Whatever the
+    order, it follows from (seed, epoch): processes share it without overlap, and a resumed run goes on within it.
+
+    Args:
+        root: Folder or URL of the pack: s3://…, gs://…, https://….
+        window: Shards among which an epoch's order mixes.
+        download_to: Folder for shards that come from a URL. Default: imgcls/shards in the user's cache.
+        download_gb: Room for them, in GB; it must hold twice the window of each process on a machine.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        window: int = 10,
+        download_to: str | None = None,
+        download_gb: float = 50.0,
+        **kwargs: Any,
+    ) -> None:
+        if root is None:
+            raise UserError("--data.root: give the folder or URL of a pack")
+        check(window > 0, "window", window, "a positive number of shards")
+        self.files, self.window = shard_files(root, download_to, download_gb * GB), window
+        facts = self.files.facts
+        self.class_names, self.native_size = facts["class_names"], facts["size"]
+        self.native_channels, self.native_mean, self.native_std = facts["channels"], facts["mean"], facts["std"]
+        largest = max(size for part in facts["parts"].values() for _, size in part["shards"])
+        if "://" in root and 2 * window * largest > download_gb * GB:
+            raise UserError(
+                f"--data.download_gb: {download_gb} has no room for twice --data.window {window} shards of "
+                f"{largest / GB:.3g} GB; give more room or a smaller window"
+            )
+        super().__init__(root=root, **kwargs)
+
+    def has_official(self, part: Part) -> bool:  # noqa: D102
+        return part in self.files.facts["parts"]
+
+    def open(self, part: Part) -> Source | None:  # noqa: D102
+        if not self.has_official(part):
+            return None
+        source = ShardSource(self.files, part, self.window)
+        if source.label.min() < 0 or source.label.max() >= self.num_classes:
+            raise UserError(
+                f"{self.files.place}: labels of the {part} part are not those of {self.num_classes} classes"
+            )
+        return source
+
+    def _setup_training_parts(self) -> None:
+        super()._setup_training_parts()
+        if not self.folds and self.has_official("val") and self.has_official("test"):
+            self.fingerprint = self.files.facts["fingerprint"]  # the parts are those of the data that was packed
+        for part, (source, index) in self.parts.items():
+            self.parts[part] = (source, np.sort(index))  # as they lie
+
+
+class ShardSource(Source):
+    """One part of a pack; in memory are a few numbers per shard, the rest is mapped or read when it is needed.
+
+    Args:
+        files: Of the pack.
+        part: Its name.
+        window: Shards that are mixed.
+    """
+
+    verified = True
+
+    def __init__(self, files: ShardFiles, part: Part, window: int) -> None:
+        facts = files.facts["parts"][part]
+        count, size = sum(images for images, _ in facts["shards"]), facts["text"]
+        # of each image: where it begins in its shard, its bytes, its label, where its line begins in the text
+        index = np.memmap(files.path(f"{part}.index", 32 * count), np.dtype("<i8"), "r", shape=(count, 4))
+        text = files.path(f"{part}.jsonl", size)
+        super().__init__(index[:, 2], Texts(text, index[:, 3], 0))
+        columns = enumerate(files.facts["columns"], 1)
+        self.columns = {name: Texts(text, index[:, 3], field) for field, name in columns}
+        self.files, self.part, self.window, self.position = files, part, window, index
+        self.shards = facts["shards"]
+        self.start = np.cumsum([0, *(images for images, _ in self.shards)])[:-1]
+        self._open: dict[int, int] = {}
+        for number, (_, size) in enumerate(self.shards if type(files) is ShardFiles else []):
+            files.path(shard_name(part, number), size)
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return torch.stack([self._image(number, frame) for number in index])
+
+    def _image(self, number: int, frame: Frame) -> Tensor:
+        content = self.encoded(number)
+        try:
+            return decode_bytes(content, frame)
+        except MemoryError:
+            raise
+        except Exception as error:  # parsers of damaged files raise anything
+            shard = shard_name(self.part, self._shard(number))
+            raise BrokenImage(f"{self.files.place}/{shard}: {self.names[number]}", reason_of(error)) from error
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        shard = self._shard(number)
+        if shard not in self._open:
+            if len(self._open) >= OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = self.files.open(shard_name(self.part, shard), self.shards[shard][1])
+        start, size = self.position[number, :2].tolist()
+        return os.pread(self._open[shard], size, start)
+
+    def _shard(self, number: int) -> int:
+        return int(np.searchsorted(self.start, number, side="right")) - 1
+
+    def blocks(self, index: np.ndarray) -> Blocks:  # noqa: D102
+        return Blocks(np.searchsorted(index, self.start), self.window)
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return f"{self.files.facts['fingerprint']['data']}:{self.part}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # descriptors mean nothing in a process that was not forked
+
+
+class Texts(Sequence[str]):
+    """A field of the lines of a file, each a JSON list, read when it is asked for.
+
+    Args:
+        path: The file.
+        start: Where each line begins, (N,) int64.
+        field: Number of the field.
+    """
+
+    def __init__(self, path: Path, start: np.ndarray, field: int) -> None:
+        self.path, self.start, self.field = path, start, field
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, number):  # type: ignore[no-untyped-def]
+        with open(self.path, "rb") as file:
+            file.seek(int(self.start[number]))
+            return json.loads(file.readline())[self.field]
+
+
+def shard_name(part: str, number: int) -> str:
+    """Name of a shard's file."""
+    return f"{part}-{number:06d}.tar"
