@@ -63,6 +63,7 @@ def test_configs_have_one_shape(path):
 REQUIRED = {
     "torchvision.yaml": ["--data.name=FakeData"],
     "folder.yaml": ["--data.root=."],
+    "shards.yaml": ["--data.root=."],
     "table.yaml": ["--data.table=t.csv"],
 }
 

@@ -28,7 +28,7 @@ from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
 from imgcls.data.sampling import Blocks, EvalBatches, TrainBatches, mixed_blocks
 from imgcls.data.shards import ShardData
-from imgcls.data.sources import Source
+from imgcls.data.sources import FileSource, Source
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.trainer import Trainer
@@ -37,7 +37,8 @@ from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights
 
 PARTS = ("train", "val", "test")
-FRAMES = (Frame(3, 24, 16), Frame(1, 32, 32, "bicubic"), Frame(3, 0, 0))
+WHOLE = Frame(3, 1 << 16, 0)
+FRAMES = (Frame(3, 24, 16), Frame(1, 32, 32, "bicubic"), WHOLE)
 
 
 def packed(data, out="pack", shard_mb=0.02, size=None):
@@ -81,8 +82,8 @@ def by_name(data, part, frame):
 def sources(mixed):
     with open("table.csv", "w", encoding="utf-8") as table:
         table.write("path,label,scanner\n")
-        for k, path in enumerate(sorted((mixed / "train").rglob("*.*"))):
-            table.write(f"{path.relative_to(Path.cwd())},{len(path.parts[-1]) % 2},{'AB'[k % 2]}é\n")
+        for k, path in enumerate(sorted(p for p in (mixed / "train").rglob("*.*") if p.is_file())):
+            table.write(f"{path.relative_to(Path.cwd())},{k % 3},{'AB'[k % 2]}é\n")
     folds = {"folds": 3, "fold": 1}
     yield lambda: FolderData(root=str(mixed))
     yield lambda: FolderData(root=str(mixed), **folds)
@@ -96,9 +97,8 @@ def test_every_image_comes_back_with_its_name_label_part_and_pixels(mixed, numbe
     before, after = opened(make()), opened(ShardData(root=packed(make())))
     assert after.class_names == before.class_names and after.fingerprint == before.fingerprint
     for part in PARTS:
-        for frame in FRAMES:
-            if number == 3 and frame.crop == 0:
-                continue  # gray images of an array become three channels only where they are framed
+        # Pillow resizes files and torch arrays, which differ in the last bit: an array is compared in its own size
+        for frame in FRAMES if number < 3 else (Frame(1, 28, 28), Frame(3, 28, 28)):
             old, new = by_name(before, part, frame), by_name(after, part, frame)
             assert old.keys() == new.keys() and len(old) > 3
             for name, (label, image) in old.items():
@@ -144,14 +144,14 @@ def test_smaller_images(mixed):
     root = packed(FolderData(root=str(mixed)), size=20)
     before, after = opened(FolderData(root=str(mixed))), opened(ShardData(root=root))
     assert before.fingerprint["data"] != after.fingerprint["data"]
-    old, new = (by_name(data, "test", Frame(3, 0, 0)) for data in (before, after))
+    old, new = (by_name(data, "test", WHOLE) for data in (before, after))
     for name, (_, image) in new.items():
         assert min(image.shape[1:]) == 20
         scale = 20 / min(old[name][1].shape[1:])
         assert image.shape[2] == pytest.approx(old[name][1].shape[2] * scale, abs=1)
         assert (image.float().mean((1, 2)) - old[name][1].float().mean((1, 2))).abs().max() < 4
     unchanged = opened(ShardData(root=packed(FolderData(root=str(mixed)), "large", size=500)))
-    large = by_name(unchanged, "test", Frame(3, 0, 0))
+    large = by_name(unchanged, "test", WHOLE)
     assert all(torch.equal(image, large[name][1]) for name, (_, image) in old.items())
 
 
@@ -198,7 +198,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped(stop):
     resumed.resume_at = (2, stop)
     for batches in (whole, resumed):
         batches.set_epoch(2)
-    assert list(resumed) == list(whole)[stop:] and len(list(whole)) == len(whole) == 6
+    assert list(resumed) == list(whole)[stop:] and len(list(whole)) == len(whole) == 7
 
 
 def test_few_blocks_are_shuffled_as_any_other_source():
@@ -210,10 +210,8 @@ def test_an_epoch_takes_no_more_memory_when_there_are_more_images():
     def peak(size):
         blocks = Blocks(np.arange(0, size, 500), 10)
         tracemalloc.start()
-        for _ in (*TrainBatches(size, 64, 0, blocks=blocks), *EvalBatches(0, 64)):
-            pass
-        evaluation = iter(EvalBatches(size, 64))
-        next(evaluation)
+        met = sum(map(len, TrainBatches(size, 64, 0, blocks=blocks))), sum(map(len, EvalBatches(size, 64)))
+        assert met == (size // 64 * 64, size)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
@@ -305,7 +303,7 @@ def test_the_command_packs_and_the_pack_trains_as_its_source(imgcls, mixed):
     words = ["fit", *SHARDS, *NET, "--trainer.max_epochs=1", "--test_after_fit=true"]
     code, _, err = imgcls(*words, "--run_dir=run")
     assert code == 0, err
-    names = {path.relative_to(mixed).as_posix() for path in (mixed / "test").rglob("*.*")}
+    names = {path.relative_to(mixed).as_posix() for path in (mixed / "test").rglob("*.*") if path.is_file()}
     assert {row["path"] for row in rows("run/predictions/test.csv")} == names
     known = json.loads(Path("run/environment.json").read_text())
     assert known["data"]["class_names"] == ["a.b c", "grüner Frosch"]
@@ -417,11 +415,8 @@ def test_broken_images_are_all_named_before_anything_is_written_or_left_out(mixe
 
 
 def test_a_pack_that_was_interrupted_is_none_and_the_next_is_whole(mixed, monkeypatch):
-    original = Source.describe
+    encoded = FileSource.encoded
     with monkeypatch.context() as patch:
-        from imgcls.data.sources import FileSource
-
-        encoded = FileSource.encoded
 
         def stop(self, number):
             if number == 40:
@@ -431,7 +426,7 @@ def test_a_pack_that_was_interrupted_is_none_and_the_next_is_whole(mixed, monkey
         patch.setattr(FileSource, "encoded", stop)
         with pytest.raises(KeyboardInterrupt):
             packed(FolderData(root=str(mixed)))
-    assert not Path("pack").exists() and original is Source.describe
+    assert not Path("pack").exists()
     with pytest.raises(UserError, match="holds no pack.json"):
         ShardData(root=".pack.part")
     packed(FolderData(root=str(mixed)))

@@ -81,7 +81,10 @@ def take_in(
                 f"data: {len(skipped)} of {total} images cannot be read: {listing(skipped)}{where}; repair or remove "
                 "them, or leave such images out with --data.on_error=skip"
             )
-    kept = {part: (source, index[~np.isin(index, list(broken[part]))]) for part, (source, index, _) in parts.items()}
+    kept = {
+        part: (source, index[~np.isin(index, list(broken[part]))] if broken[part] else index)
+        for part, (source, index, _) in parts.items()
+    }
     for part, (_, index) in kept.items():
         if broken[part] and not len(index):
             reasons = [row for row in skipped if row.part == part]

@@ -74,8 +74,8 @@ class ShardData(ImageDataModule):
         super()._setup_training_parts()
         if not self.folds and self.has_official("val") and self.has_official("test"):
             self.fingerprint = self.files.facts["fingerprint"]  # the parts are those of the data that was packed
-        for part, (source, index) in self.parts.items():
-            self.parts[part] = (source, np.sort(index))  # as they lie
+        for _, index in (*self.parts.values(), self._carved_test):
+            index.sort()  # as they lie
 
 
 class ShardSource(Source):

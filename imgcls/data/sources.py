@@ -58,7 +58,7 @@ class Source(ABC):
 
     def encoded(self, number: int) -> bytes:
         """An image as a file holds it, unchanged if it comes from one, else as PNG."""
-        pixels = self.images([number], Frame(3, 0, 0))[0]
+        pixels = self.images([number], Frame(3, 1 << 16, 0))[0]
         return encode_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     def blocks(self, index: np.ndarray) -> Blocks | None:
