@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -345,6 +346,18 @@ def test_a_pack_is_read_from_a_url_and_each_shard_comes_once(served):
     again = opened(ShardData(root=url, download_to="kept"))
     by_name(again, "train", FRAMES[0])
     assert asked[before:] == ["pack.json"]
+
+
+def test_the_next_shard_comes_before_it_is_needed(served):
+    url, _ = served
+    source, index = opened(ShardData(root=url, window=2, download_to="kept")).parts["train"]
+    shards = len(source.shards)
+    for _ in TrainBatches(len(index), 4, 0, blocks=source.blocks(index)):  # no image is read
+        pass
+    until = time.monotonic() + 30
+    while len(list(Path("kept").rglob("train-*.tar"))) < shards - 1 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert len(list(Path("kept").rglob("train-*.tar"))) >= shards - 1  # nobody announces the first
 
 
 def test_downloads_keep_to_their_room(mixed):

@@ -1,7 +1,7 @@
 """Which image comes when: stratified splits, the order of an epoch, the share of a process."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,10 +113,12 @@ class Blocks:
     Attributes:
         start: First position of each block, ascending, (S,) int64.
         window: Number of blocks among which an epoch's order mixes.
+        ahead: Called with the number of the block that is needed next, while the one before is.
     """
 
     start: np.ndarray
     window: int
+    ahead: Callable[[int], None] = lambda block: None
 
 
 def mixed_blocks(
@@ -148,6 +150,8 @@ def mixed_blocks(
         held = np.append(held, blocks.start[order[block]] + np.arange(inside, inside + count))
         due = np.append(due, time + blocks.window * rng.random(count))
         left, inside, block, time = left - count, 0, (block + 1) % len(order), time + 1
+        if left:
+            blocks.ahead(int(order[block]))
         now = due < time if left else np.full(len(due), True)
         yield held[now][np.argsort(due[now])]
         held, due = held[~now], due[~now]

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,6 +65,9 @@ class ShardFiles:
         """A descriptor of a shard, for reading."""
         return os.open(self.path(name, size), os.O_RDONLY)
 
+    def ahead(self, name: str, size: int) -> None:
+        """A shard will be opened soon, in this process or another."""
+
 
 class RemoteFiles(ShardFiles):
     """The files of a pack at a URL of fsspec's: s3://, gs://, https:// …; whole files come when first needed.
@@ -99,6 +103,13 @@ class RemoteFiles(ShardFiles):
                 os.utime(path)
                 return descriptor
             self._fetch(path, size)
+
+    def ahead(self, name: str, size: int) -> None:  # noqa: D102
+        def fetch() -> None:
+            with suppress(Exception):  # who needs the shard will say what is wrong
+                os.close(self.open(name, size))
+
+        threading.Thread(target=fetch, daemon=True).start()
 
     def _fetch(self, path: Path, size: int) -> None:
         with open(path.with_suffix(".lock"), "w") as lock:

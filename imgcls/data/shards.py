@@ -131,7 +131,10 @@ class ShardSource(Source):
         return int(np.searchsorted(self.start, number, side="right")) - 1
 
     def blocks(self, index: np.ndarray) -> Blocks:  # noqa: D102
-        return Blocks(np.searchsorted(index, self.start), self.window)
+        return Blocks(np.searchsorted(index, self.start), self.window, self._ahead)
+
+    def _ahead(self, shard: int) -> None:
+        self.files.ahead(shard_name(self.part, shard), self.shards[shard][1])
 
     def fingerprint(self) -> str:  # noqa: D102
         return f"{self.files.facts['fingerprint']['data']}:{self.part}"
