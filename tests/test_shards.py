@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -129,6 +130,10 @@ def test_files_keep_their_bytes_and_other_programs_read_them(mixed):
         kind = Image.open(io.BytesIO(image)).format.lower().replace("jpeg", "jpg")
         assert found[number] == {kind: image, "cls": str(int(label)).encode()}
     assert len({name.split("/")[1] for name in names[:10]}) == 2  # classes are mixed
+    source = opened(ShardData(root="pack")).parts["train"][0]
+    source.images([3], WHOLE)
+    elsewhere = pickle.loads(pickle.dumps(source))  # as for a worker that is not forked
+    assert torch.equal(elsewhere.images([3, 9], FRAMES[0]), source.images([3, 9], FRAMES[0]))
 
 
 def test_what_is_no_file_and_of_an_unknown_kind_becomes_png(tmp_path):
@@ -494,7 +499,7 @@ def test_a_damaged_pack_is_named(mixed):
         ("pack.json", cut, "pack/pack.json: is damaged"),
         ("pack.json", Path.unlink, "pack: holds no pack.json"),
         ("pack.json", edit("format", 2), "is of format 2, known here is 1"),
-        ("pack.json", edit("class_names", ["one"]), "labels of the train part are not those of 1 classes"),
+        ("pack.json", edit("class_names", ["one"]), "labels of the train part are no numbers of classes"),
     ):
         damaged(name, change)
         with pytest.raises(UserError, match=message):

@@ -69,19 +69,12 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
     try:
         shutil.rmtree(fresh, ignore_errors=True)  # what an interrupted pack left
         fresh.mkdir(parents=True)
-        written = {
-            # an epoch reads shard after shard: each must hold all classes
-            part: _write(
-                fresh,
-                part,
-                source,
-                _shuffled(index, data.split_seed) if part == "train" else np.sort(index),
-                columns,
-                int(shard_mb * MB),
-                size,
-            )
-            for part, (source, index) in parts.items()
-        }
+        written = {}
+        for part, (source, index) in parts.items():
+            order = np.sort(index)
+            if part == "train":  # an epoch reads shard after shard: each must hold all classes
+                np.random.default_rng(data.split_seed).shuffle(order)
+            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, size)
         facts = {
             "format": FORMAT,
             "made_by": f"imgcls {__version__}",
@@ -106,12 +99,8 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
     return facts
 
 
-def _shuffled(index: np.ndarray, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(np.sort(index))
-
-
 def _write(
-    folder: Path, part: Part, source: Source, order: np.ndarray, columns: list[str], limit: int, size: int | None
+    folder: Path, part: Part, source: Source, order: np.ndarray, columns: list[str], limit: float, size: int | None
 ) -> dict[str, Any]:
     """Write the images `order` (N,) of a source as a part; images and bytes of each shard, bytes of the text."""
     index = np.memmap(folder / f"{part}.index", np.dtype("<i8"), "w+", shape=(len(order), 4))
@@ -125,19 +114,16 @@ def _write(
                     image = int(order[number])
                     content = _encoded(source, image, size)
                     label = int(source.label[image])
-                    index[number] = (
-                        _add(shard, f"{number:09d}.{_extension(content)}", content),
-                        len(content),
-                        label,
-                        text.tell(),
-                    )
+                    start = _add(shard, f"{number:09d}.{_extension(content)}", content)
+                    index[number] = start, len(content), label, text.tell()
                     _add(shard, f"{number:09d}.cls", str(label).encode())
                     line = [source.names[image], *(source.columns[name][image] for name in columns)]
                     text.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                     number += 1
                 shard.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar file
                 shards.append([number - first, shard.tell()])
-            log.info(f"{part}: {number} of {len(order)} images in {len(shards)} shards")
+            if 10 * number // len(order) > 10 * first // len(order):
+                log.info(f"{part}: {number} of {len(order)} images in {len(shards)} shards")
         index.flush()
         return {"images": len(order), "text": text.tell(), "shards": shards}
 
@@ -177,6 +163,5 @@ def _encoded(source: Source, number: int, size: int | None) -> bytes:
 def _extension(content: bytes) -> str:
     """Extension by content, as readers of WebDataset know it: a name may say something else."""
     with Image.open(io.BytesIO(content)) as image:
-        return {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}.get(
-            str(image.format), str(image.format).lower()
-        )
+        kind = str(image.format).lower()
+    return {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif", "jpeg2000": "jp2"}.get(kind, kind)

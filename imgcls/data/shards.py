@@ -1,4 +1,5 @@
 import json
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,9 @@ class ShardSource(Source):
         self.shards = facts["shards"]
         self.start = np.cumsum([0, *(images for images, _ in self.shards)])[:-1]
         self._open: dict[int, int] = {}
+        if self.label.min() < 0 or self.label.max() >= len(files.facts["class_names"]):
+            raise UserError(f"{files.place}: labels of the {part} part are no numbers of classes; make the pack anew")
+        self._forget()
         for number, (_, size) in enumerate(self.shards if type(files) is ShardFiles else []):
             files.path(shard_name(part, number), size)
 
@@ -124,8 +128,14 @@ class ShardSource(Source):
             if len(self._open) >= OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             self._open[shard] = self.files.open(shard_name(self.part, shard), self.shards[shard][1])
+            self._forget()
         start, size = self.position[number, :2].tolist()
         return os.pread(self._open[shard], size, start)
+
+    def _forget(self) -> None:
+        """Give back pages of the index that were looked at; the system keeps them where there is room."""
+        if isinstance(self.position.base, mmap.mmap):  # not in a process that was not forked
+            self.position.base.madvise(mmap.MADV_DONTNEED)
 
     def _shard(self, number: int) -> int:
         return int(np.searchsorted(self.start, number, side="right")) - 1
