@@ -1,9 +1,9 @@
 """Memory and speed of packs: `python tests/measure_shards.py FOLDER [--images 2000] [--workers 2] [--speed]`.
 
 Writes packs of 1, 10 and 100 times so many images (the bundled sample, again and again) into FOLDER, runs one epoch
-of each in a process of its own, and prints its peak memory with that of its workers: PSS, of which pages that several
-processes share count in parts, and what is private and anonymous, which the system cannot drop. With --speed: images/s
-of a pack against the same files in folders, in turns.
+of each in a process of its own, and prints the highest memory of it and its workers together: RSS, in which what they
+share (torch itself, the mapped index) counts for each, and anonymous memory, each page once, which is what the system
+cannot drop. With --speed: images/s of a pack against the same files in folders, in turns.
 """
 
 import argparse
@@ -59,10 +59,10 @@ class AgainData(SampleData):
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """PSS and private anonymous memory of a process, in bytes."""
+    """RSS and its share of anonymous memory of a process, in bytes."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     size = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    return size["Pss"], size["Pss_Anon"]
+    return size["Rss"], size["Pss_Anon"]
 
 
 def epoch(root: str, workers: int) -> dict[str, float]:
@@ -91,7 +91,7 @@ def epoch(root: str, workers: int) -> dict[str, float]:
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    return {"images": seen, "pss": peak[0], "anon": peak[1], "per_second": seen / seconds}
+    return {"images": seen, "rss": peak[0], "anon": peak[1], "per_second": seen / seconds}
 
 
 def curves(folder: Path, images: int, workers: int) -> None:
@@ -106,7 +106,7 @@ def curves(folder: Path, images: int, workers: int) -> None:
         found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         index = sum(path.stat().st_size for path in root.glob("train.*"))
         print(
-            f"{times:>4}×  {found['images']:>9,} images  PSS {found['pss'] / 1e6:7.1f} MB  anonymous "
+            f"{times:>4}×  {found['images']:>9,} images  RSS {found['rss'] / 1e6:7.1f} MB  anonymous "
             f"{found['anon'] / 1e6:7.1f} MB  {found['per_second']:8,.0f} images/s  index {index / 1e6:6.1f} MB"
         )
 

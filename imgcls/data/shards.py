@@ -1,3 +1,29 @@
+"""Images of any number from tar files, in a folder or a store, in memory that does not grow with them.
+
+The format: WebDataset's tar files, uncompressed, and beside them an index of where each image begins. Measured on
+3,000 JPEG images of 27 kB, one process, bytes alone, median of five: tar with index 81,000 images/s in order and
+73,000 in random order; single files 31,000; Parquet 98,000 in order, but 4,000 and 1,700 in random order with row
+groups of 16 and 64 images, all of which are read for one; WebDataset's own reader, which knows no random order,
+8,000. With decoding (1,350 images/s) they differ by less than the machine's noise, except for Parquet in random
+order. The index gives what streaming readers give up, an image by its number: so the house's own splits, order,
+evaluation without repeats and exact resume hold here too. Nothing new is installed, and `tar` reads a pack. LitData's
+chunks, which only LitData reads, were not measured.
+
+ImageNet-1k, on paper (1.28 M images of 110 kB, 140 GB): 1,400 shards of 100 MB, 9,000 images mixed by a window of 10.
+The index has 41 MB, the names 54 MB, both mapped; each process holds 11 MB (measured: 8.6 bytes an image), and 0.2 MB
+for the order of an epoch (23 MB where all are shuffled at once). A GPU that trains 2,500 images/s reads 275 MB/s and
+needs 4 cores to decode (measured: 630 images/s and core, 500×375 pixels to 224); eight of them 2.2 GB/s, 32 cores,
+and a `download_gb` of 16.
+
+A billion images, on paper (110 TB): `pack --shard_mb=1000` makes 110,000 shards; a window of 10 mixes 90,000 images.
+The index has 32 GB and the names 42 GB on each machine's disk; a start reads the index once, to check labels. The
+order stays flat, and resuming at the end of an epoch takes 14 s on each of 8 processes (measured: 0.11 s for a
+million). What breaks, first things first: packing, one process after all images were decoded once, 18 days on one
+core (pack on many machines and join their indices); 8.6 bytes an image are 9 GB in each process (ranges in place of
+lists of numbers); a validation part that is carved in training, or classes drawn evenly, hold 16 to 24 bytes an image
+and sort them for half an hour (`pack` carves, so that training need not).
+"""
+
 import json
 import mmap
 import os
