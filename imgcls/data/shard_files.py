@@ -61,6 +61,10 @@ class ShardFiles:
             raise UserError(f"{path}: {state}, expected {size} bytes; copy or make the pack anew")
         return path
 
+    def check(self, name: str, size: int) -> None:
+        """Raise a UserError now if a shard is not as expected, where that is quickly known."""
+        self.path(name, size)
+
     def open(self, name: str, size: int) -> int:
         """A descriptor of a shard, for reading."""
         return os.open(self.path(name, size), os.O_RDONLY)
@@ -90,6 +94,9 @@ class RemoteFiles(ShardFiles):
         with explained(self.place):
             system, path = _connect(self.place)
             return system.cat_file(f"{path}/{name}")
+
+    def check(self, name: str, size: int) -> None:  # noqa: D102
+        pass  # known when it comes
 
     def path(self, name: str, size: int) -> Path:  # noqa: D102
         os.close(self.open(name, size))

@@ -51,8 +51,9 @@ class ShardData(ImageDataModule):
     """A pack that `python -m imgcls pack` wrote: images of any source in tar files, in a folder or at a URL.
 
     An epoch reads shard after shard and mixes the images of `window` of them, see `mixed_blocks`; a pack with no more
-    than that is shuffled as any other source. Training images were put into the pack in random order. Whatever the
-    order, it follows from (seed, epoch): processes share it without overlap, and a resumed run goes on within it.
+    than that is shuffled as any other source. Classes drawn evenly, and `repeats`, read any shard at any time. Training
+    images were put into the pack in random order. Whatever the order, it follows from (seed, epoch): processes share it
+    without overlap, and a resumed run goes on within it.
 
     Args:
         root: Folder or URL of the pack: s3://…, gs://…, https://….
@@ -132,8 +133,8 @@ class ShardSource(Source):
         if self.label.min() < 0 or self.label.max() >= len(files.facts["class_names"]):
             raise UserError(f"{files.place}: labels of the {part} part are no numbers of classes; make the pack anew")
         self._forget()
-        for number, (_, size) in enumerate(self.shards if type(files) is ShardFiles else []):
-            files.path(shard_name(part, number), size)
+        for number, (_, size) in enumerate(self.shards):
+            files.check(shard_name(part, number), size)
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return torch.stack([self._image(number, frame) for number in index])
