@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of
+from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of, stack
 from imgcls.errors import UserError, printable
 
 Batch = dict[str, Tensor]
@@ -88,7 +88,7 @@ class ArraySource(Source):
         self.image = image
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return frame_batch(self.image[torch.as_tensor(index)], frame)
+        return frame_batch(self.image[torch.as_tensor(index)], frame).contiguous()
 
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
@@ -121,7 +121,7 @@ class FileSource(Source):
         return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([decode_file(self.root / self.paths[i], frame) for i in index])
+        return stack([decode_file(self.root / self.paths[i], frame) for i in index])
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -156,7 +156,7 @@ class ItemSource(Source):
         self.items = items
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([self._image(int(i), frame) for i in index])
+        return stack([self._image(int(i), frame) for i in index])
 
     def stamps(self) -> np.ndarray:
         """Of the data set's own description, which names its folder and part, and the number of the image."""
