@@ -12,6 +12,7 @@ import torchvision.datasets
 
 from imgcls.data.decode import Frame
 from imgcls.data.folder import FolderData
+from imgcls.data.options import normalize
 from imgcls.data.sample import SampleData
 from imgcls.data.sources import ArraySource, FileSource, JoinedSource
 from imgcls.data.table import TableData
@@ -337,3 +338,19 @@ def test_file_sources_read_what_is_asked(photos):
     source = FileSource(photos, ["red fox/00.png", "blue bird/01.png"], np.array([0, 1]))
     images = source.images([1, 0], Frame(3, 8, 8))
     assert images[0, 2].float().mean() > 180 and images[1, 0].float().mean() > 180
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalisation_is_the_same_in_any_layout_and_keeps_it(channels, dtype):
+    image = torch.randint(256, (2, channels, 5, 7)).to(dtype) / (1 if dtype == torch.uint8 else 255)
+    image, before = image.to(dtype), image.clone()
+    mean, std = [0.5, 0.4, 0.3][:channels], [0.25, 0.2, 0.3][:channels]
+    unit = image.float() / (255 if dtype == torch.uint8 else 1)
+    wanted = torch.stack([(unit[:, c] - mean[c]) / std[c] for c in range(channels)], 1)
+    beside = image.contiguous(memory_format=torch.channels_last)
+    for given in (image, beside):
+        found = normalize(given, mean, std)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        assert found.stride() == given.stride() or channels == 1
+    assert torch.equal(image, before) and torch.equal(beside, before)  # the batch itself is left alone

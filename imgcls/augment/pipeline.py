@@ -98,7 +98,8 @@ def in_parts(
         if len(part) == len(image):
             return part
         if start == 0:
-            result = part.new_empty(shape)
+            order = torch.channels_last if part.stride(1) == 1 else torch.contiguous_format
+            result = torch.empty(shape, dtype=part.dtype, memory_format=order)
         result[here] = part
     return result
 

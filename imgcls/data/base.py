@@ -13,7 +13,7 @@ from imgcls.augment.base import Augmentation
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.intake import OnError, Skipped, take_in
-from imgcls.data.options import check, cores, per_channel, refuse_other_data, seed_step
+from imgcls.data.options import check, cores, normalize, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
 from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
 from imgcls.errors import UserError
@@ -296,9 +296,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def normalize(self, image: Tensor) -> Tensor:
         """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0 and deviation 1 per channel."""
-        scale = 1 / 255 if image.dtype == torch.uint8 else 1.0
-        mean, std = (torch.tensor(v, device=image.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (image * (scale / std)).sub_(mean / std)
+        return normalize(image, self.mean, self.std)
 
     def state_dict(self) -> dict[str, Any]:
         """Class names, fingerprints and the position in the training order, for the checkpoint."""

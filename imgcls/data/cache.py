@@ -37,7 +37,7 @@ class CachedSource(Source):
         self.source, self.frame = source, frame
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
-        shape = (len(index), frame.channels, frame.crop, frame.crop)
+        shape = (len(index), frame.crop, frame.crop, frame.channels)
         size = int(np.prod(shape))
         # the last bytes say of each image whether it is there: set after its pixels were written
         block = (
@@ -55,9 +55,9 @@ class CachedSource(Source):
         missing = np.flatnonzero(self.there[rows] == 0)
         if len(missing):
             decoded = self.source.images([index[k] for k in missing.tolist()], frame)
-            self.image[rows[missing]] = decoded.numpy()
+            self.image[rows[missing]] = decoded.permute(0, 2, 3, 1).numpy()
             self.there[rows[missing]] = 1
-        return torch.from_numpy(self.image[rows])
+        return torch.from_numpy(self.image[rows]).permute(0, 3, 1, 2)
 
     def fingerprint(self) -> str:  # noqa: D102
         return self.source.fingerprint()
@@ -103,7 +103,7 @@ def _free_memory() -> int:
 
 
 def _key(source: Source, index: np.ndarray, frame: Frame) -> str:
-    text = f"{source.fingerprint()} {frame} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
+    text = f"NHWC {source.fingerprint()} {frame} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def decode(image: Image.Image, frame: Frame) -> Tensor:
         left, top = (image.width - frame.crop) // 2, (image.height - frame.crop) // 2
         image = image.crop((left, top, left + frame.crop, top + frame.crop))
     pixels = torch.from_numpy(np.array(image))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def frame_batch(image: Tensor, frame: Frame) -> Tensor:
@@ -140,7 +141,12 @@ def frame_batch(image: Tensor, frame: Frame) -> Tensor:
         image = tv.resize(image, [height, width], tv.InterpolationMode(frame.interpolation), antialias=True)
         top, left = (height - frame.crop) // 2, (width - frame.crop) // 2
         image = image[:, :, top : top + frame.crop, left : left + frame.crop]
-    return image.contiguous()
+    return image
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images (C, H, W) of one shape as a batch (B, C, H, W) with channels side by side, as decoders give them."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 def _resized(width: int, height: int, frame: Frame) -> tuple[int, int]:

@@ -1,10 +1,11 @@
-"""What a data module checks and fills in of its options, and how it seeds a step."""
+"""What a data module checks and fills in of its options, and how it seeds a step and normalises a batch."""
 
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from imgcls.errors import UserError
 
@@ -24,7 +25,7 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> list[flo
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
 
 
 def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:
@@ -67,3 +68,17 @@ def seed_step(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type != "cpu":
         torch.manual_seed(seed)
+
+
+def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0, deviation 1 per channel, in the same layout."""
+    unit = 1 / 255 if image.dtype == torch.uint8 else 1.0
+    mean_C, std_C = (torch.tensor(value, device=image.device) for value in (mean, std))
+    scale_C, shift_C = unit / std_C, mean_C / std_C
+    if image.stride(1) != 1 or image.shape[1] == 1:
+        return (image * scale_C.view(-1, 1, 1)).sub_(shift_C.view(-1, 1, 1))
+    # channels lie side by side: a CPU goes over rows of pixels three times as fast as over single ones
+    width = image.shape[-1]
+    rows, scale, shift = image.permute(0, 2, 3, 1).flatten(2), scale_C.repeat(width), shift_C.repeat(width)
+    rows = (rows.float().mul_(scale) if rows.dtype == torch.uint8 else rows * scale).sub_(shift)
+    return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)

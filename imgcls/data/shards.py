@@ -32,11 +32,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.decode import BrokenImage, Frame, decode_bytes, reason_of
+from imgcls.data.decode import BrokenImage, Frame, decode_bytes, reason_of, stack
 from imgcls.data.options import check
 from imgcls.data.sampling import Blocks
 from imgcls.data.shard_files import ShardFiles, shard_files
@@ -137,7 +136,7 @@ class ShardSource(Source):
             files.check(shard_name(part, number), size)
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([self._image(number, frame) for number in index])
+        return stack([self._image(number, frame) for number in index])
 
     def _image(self, number: int, frame: Frame) -> Tensor:
         content = self.encoded(number)

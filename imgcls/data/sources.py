@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, encode_png, frame_batch, reason_of
+from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, encode_png, frame_batch, reason_of, stack
 from imgcls.data.sampling import Blocks
 from imgcls.errors import UserError, printable
 
@@ -101,7 +101,7 @@ class ArraySource(Source):
         self.image = image
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return frame_batch(self.image[torch.as_tensor(index)], frame)
+        return frame_batch(self.image[torch.as_tensor(index)], frame).contiguous()
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         pixels = self.image[number].numpy()
@@ -138,7 +138,7 @@ class FileSource(Source):
         return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([decode_file(self.root / self.paths[i], frame) for i in index])
+        return stack([decode_file(self.root / self.paths[i], frame) for i in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return (self.root / self.paths[number]).read_bytes()
@@ -176,7 +176,7 @@ class ItemSource(Source):
         self.items = items
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return torch.stack([self._image(int(i), frame) for i in index])
+        return stack([self._image(int(i), frame) for i in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return encode_png(self.items[number][0])
