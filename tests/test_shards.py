@@ -253,15 +253,14 @@ def test_a_run_that_is_killed_within_an_epoch_goes_on_with_the_same_images(imgcl
     assert imgcls("fit", *words, "--run_dir", "whole")[0] == 0
     whole, per_epoch = seen.copy(), sum(epoch == 0 for epoch, *_ in seen)
     assert per_epoch > 4 and whole[0][1] != whole[per_epoch][1]
-    for kill_at in (per_epoch + 2, 2 * per_epoch - 1):
-        seen.clear()
-        assert imgcls("fit", *words, "--run_dir", f"part{kill_at}")[0] == 143
-        at, kill_at = kill_at, None
-        code, _, err = imgcls("fit", "--resume", f"part{at}", *QUIET)
-        assert code == 0, err
-        assert seen == whole
-        last = "checkpoints/last.ckpt"
-        assert same(weights(f"whole/{last}"), weights(f"part{at}/{last}"))
+    seen.clear()
+    kill_at = per_epoch + 2
+    assert imgcls("fit", *words, "--run_dir", "part")[0] == 143
+    kill_at = None
+    code, _, err = imgcls("fit", "--resume", "part", *QUIET)
+    assert code == 0, err
+    assert seen == whole
+    assert same(weights("whole/checkpoints/last.ckpt"), weights("part/checkpoints/last.ckpt"))
 
 
 @pytest.mark.slow
