@@ -15,7 +15,7 @@ VERBS = {
     "test": (TRAINER, "metrics and predictions on the test part: --run RUN_DIR"),
     "predict": (
         TRAINER,
-        "class names and probabilities: --run RUN_DIR [--data.root=FOLDER] [--out FILE.csv]",
+        "class names, probabilities: --run RUN_DIR [--data.root=FILE|FOLDER|'*.jpg'] [--out FILE] [--sort_into DIR]",
     ),
     "explain": (TRAINER, "pictures of what each layer of a model responds to: --run RUN_DIR [--out FOLDER]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),

@@ -4,11 +4,12 @@ from typing import Any
 import lightning
 
 from imgcls.callbacks.figures import image_grid, save
-from imgcls.callbacks.predict import PredictionTable
+from imgcls.callbacks.predict import PredictionTable, Sorting
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.load import read_checkpoint
+from imgcls.runs.sorting import Link
 
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
 
@@ -27,21 +28,37 @@ class Trainer(lightning.Trainer):
         return super().received_sigterm and not (self.state.fn == "fit" and (finishing or self.validating))
 
     def predict(  # type: ignore[override]
-        self, *args: Any, out: Path | None = None, ckpt_path: str | Path | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        out: Path | None = None,
+        sort_into: Path | None = None,
+        link: Link | None = None,
+        min_confidence: float | None = None,
+        ckpt_path: str | Path | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Predict images with a trained run and write a table.
+        """Predict images with a trained run and write a table; the same command goes on with one that was stopped.
 
         Args:
             *args: As Lightning's.
             out: The table: path, prediction, confidence, and the probability of each class. Default:
                 predictions/predict.csv in the run's folder.
+            sort_into: Folder into which the images are copied, into one folder for each class.
+            link: Make links to the images there, in place of copies.
+            min_confidence: Sort images with less into the folder `unsure`.
             ckpt_path: Checkpoint, where it is not the run's best.
             **kwargs: As Lightning's.
         """
-        if out is not None:
-            for callback in self.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, PredictionTable):
-                    callback.path = Path(out)
+        for option, value in {"link": link, "min_confidence": min_confidence}.items():
+            if value is not None and sort_into is None:
+                raise UserError(f"--{option} {value}: says how images are sorted; give --sort_into FOLDER as well")
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise UserError(f"--min_confidence {min_confidence}: give a probability from 0 to 1")
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionTable):
+                callback.checkpoint = Path(ckpt_path or callback.checkpoint)
+                callback.out = Path(out or callback.out)
+                callback.sort = Sorting(Path(sort_into), link, min_confidence) if sort_into else None
         return super().predict(*args, **kwargs, ckpt_path=ckpt_path)  # type: ignore[misc]
 
     def preview(
