@@ -37,8 +37,8 @@ class Sorting:
 class PredictionTable(Callback):
     """Writes the table of `predict`, batch by batch, in the order of the images; see `PredictionFile`.
 
-    Rank 0 writes. Batch number n of all processes together is a stretch of the images, so that none waits for another
-    batch. Where the checkpoint was calibrated, probabilities are.
+    Rank 0 writes: it has the table. Batch number n of all processes together is a stretch of the images, so that none
+    waits for another batch. Where the checkpoint was calibrated, probabilities are.
 
     Args:
         run: The run's folder.
@@ -52,6 +52,7 @@ class PredictionTable(Callback):
     def __init__(self, run: RunFolder) -> None:
         self.run, self.checkpoint, self.out = run, run.best, run.predictions / "predict.csv"
         self.sort: Sorting | None = None
+        self.table: PredictionFile | None = None
         self.before: Predicted | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -106,13 +107,17 @@ class PredictionTable(Callback):
             self._write(trainer, self.before)
             self.before = None
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        if self.table is not None:
+            self.table.close()
+
     def _write(self, trainer: Trainer, mine: Any) -> None:
         self.rounds -= 1
         shares = [mine and (mine[0].cpu().numpy(), mine[1].cpu().numpy(), mine[2])]
         if trainer.world_size > 1:
             shares, own = [None] * trainer.world_size, shares[0]
             torch.distributed.all_gather_object(shares, own)
-        if trainer.is_global_zero:
+        if self.table is not None:
             logits, index = (np.concatenate([share[k] for share in shares if share is not None]) for k in (0, 1))
             position = np.searchsorted(self.index, index)
             order = np.argsort(position, kind="stable")
@@ -123,15 +128,15 @@ class PredictionTable(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sort the images, and say what was done."""
-        if not trainer.is_global_zero:
-            return
         table, calibrated = self.table, ""
+        if table is None:
+            return
         predicted = table.done - table.num_skipped
         if self.sort is not None:
             how = (self.sort.link, self.sort.min_confidence)
-            count, unsure = sort_files(self._files(), self.sort.folder, table.class_names, *how)
+            count, unsure = sort_files(self._files(table), self.sort.folder, table.class_names, *how)
             print(f"sorted: {count} images into {self.sort.folder}" + (f" ({unsure} unsure)" if unsure else ""))
-        table.close()
+        table.complete()
         skipped = f", {table.num_skipped} could not be read: {table.skipped}" if table.num_skipped else ""
         if not predicted:
             raise UserError(f"no image could be read{skipped}")
@@ -139,8 +144,8 @@ class PredictionTable(Callback):
             calibrated = f"; calibrated, temperature {self.temperature:.3g}"
         print(f"predictions: {self.out} ({predicted} images{skipped}{calibrated})")
 
-    def _files(self) -> Iterator[tuple[Path, str, float]]:
-        for position, row in self.table.rows():
+    def _files(self, table: PredictionFile) -> Iterator[tuple[Path, str, float]]:
+        for position, row in table.rows():
             file = self.source.file(int(self.index[position]))
             assert file is not None  # see _check_folder
             yield file, row[1], float(row[2])

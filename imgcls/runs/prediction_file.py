@@ -39,7 +39,7 @@ class PredictionFile:
         self.identity = {"file": path.name, **identity}
         self.done = self.num_skipped = 0  # images dealt with, and how many of them could not be read
         self._header = ("path", "prediction", "confidence", *class_names)
-        self._number = ",".join(["%.6f"] * len(class_names))
+        self._number = ",".join(["%.6f"] * (len(class_names) + 1))  # a tenth of the time of as many f-strings
         self._files: dict[Path, BinaryIO] = {}
 
     def open(self, step: int) -> int:
@@ -85,19 +85,18 @@ class PredictionFile:
             UserError: The disk is full, or the file cannot be written for another reason.
         """
         rows, skipped = io.StringIO(), io.StringIO()
-        writer, of_skipped = (csv.writer(text, lineterminator="") for text in (rows, skipped))
+        writer, of_skipped = (csv.writer(text, lineterminator="\n") for text in (rows, skipped))
         for number, values in zip(position, softmax(logits), strict=True):
             if number < self.done:
                 continue
             self.done = number + 1
             if number in broken:
                 of_skipped.writerow((self.names[number], broken[number]))
-                skipped.write("\n")
                 self.num_skipped += 1
                 continue
             best = int(values.argmax())
-            writer.writerow((self.names[number], self.class_names[best], f"{values[best]:.6f}"))
-            rows.write(f",{self._number % tuple(values.tolist())}\n")
+            numbers = (self._number % (values[best], *values.tolist())).split(",")
+            writer.writerow((self.names[number], self.class_names[best], *numbers))
         try:
             self._append(self.skipped, SKIPPED, skipped.getvalue())
             self._append(self.path, self._header, rows.getvalue())
@@ -111,10 +110,14 @@ class PredictionFile:
         return ((position, row) for position, (row, _) in enumerate(self._walk()) if row)
 
     def close(self) -> None:
-        """The table is complete."""
+        """Leave the table as it is, to go on another time."""
         for file in self._files.values():
             file.close()
         self._files = {}
+
+    def complete(self) -> None:
+        """Nothing is missing any more."""
+        self.close()
         self.progress.unlink(missing_ok=True)
 
     def _refuse_another(self) -> None:

@@ -115,7 +115,7 @@ def _safe(name: str) -> str:
     while len(text.encode()) > 2 * LONGEST:
         text = text[:-1]
     text = re.sub(r"^[.\s]+", "_", text.rstrip(" ."))
-    return f"{text}_" if not text or RESERVED.fullmatch(text) else text
+    return f"_{text}" if not text or RESERVED.fullmatch(text) else text
 
 
 def _free(name: str, used: set[str]) -> str:
