@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from imgcls.commands.explain import last_module
-from imgcls.evaluate.responses import Patch, _by_channel, strongest_patches
+from imgcls.evaluate.responses import Patch, by_channel, strongest_patches
 
 from .conftest import TINY
 
@@ -25,8 +25,8 @@ def test_the_patch_is_where_the_pattern_is():
 @pytest.mark.parametrize(
     "shape, channels", [((2, 5, 7, 7), 5), ((2, 7, 7, 5), 5), ((2, 49, 5), 5), ((2, 5), 5), ((2, 7, 3, 3), 7)]
 )
-def test_every_kind_of_output_is_read_by_channel(shape, channels):
-    assert _by_channel(torch.zeros(shape)).shape[:2] == (2, channels)
+def test_every_kind_of_output_is_readby_channel(shape, channels):
+    assert by_channel(torch.zeros(shape)).shape[:2] == (2, channels)
 
 
 def test_a_run_is_explained(imgcls):
