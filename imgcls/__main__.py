@@ -17,7 +17,7 @@ VERBS = {
         TRAINER,
         "class names, probabilities: --run RUN_DIR [--data.root=FILE|FOLDER|'*.jpg'] [--out FILE] [--sort_into DIR]",
     ),
-    "explain": (TRAINER, "pictures of what each layer of a model responds to: --run RUN_DIR [--out FOLDER]"),
+    "explain": (TRAINER, "what layers respond to, where classes are seen: --run RUN_DIR [--images FILES] [--out DIR]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),

@@ -9,6 +9,7 @@ from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.load import read_checkpoint
+from imgcls.runs.folder import RunFolder
 from imgcls.runs.sorting import Link
 
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
@@ -126,19 +127,27 @@ class Trainer(lightning.Trainer):
         model: Classifier,
         datamodule: ImageDataModule,
         out: Path | None = None,
+        images: str | None = None,
+        count: int = 16,
         ckpt_path: str | Path | None = None,
     ) -> None:
-        """Draw what each layer of a trained model responds to.
+        """Draw what each layer of a trained model responds to, and where in images it sees a class.
 
         Args:
             model: The model.
             datamodule: The run's data; validation images are shown.
             out: Folder for the pictures. Default: figures/ in the run's folder.
+            images: A file, a folder or a pattern of images in which to look for classes. Default: the run's most
+                confident mistakes, and some that are right.
+            count: How many of them at most.
             ckpt_path: Checkpoint, where it is not the run's best.
         """
         from imgcls.commands.explain import explain
 
+        if count < 1:
+            raise UserError(f"--count {count}: give at least 1")
         state = read_checkpoint(Path(str(ckpt_path)), "--ckpt_path")["state_dict"]
         model.check_weights(state)
         model.load_state_dict(state)
-        explain(model, datamodule, self.strategy.root_device, Path(out or Path(self.default_root_dir) / "figures"))
+        run = RunFolder(self.default_root_dir)
+        explain(model, datamodule, self.strategy.root_device, run, Path(out or run.figures), images, count)
