@@ -70,7 +70,7 @@ def test_images_of_the_users_own_are_explained(imgcls, photos):
     assert code == 0, err
     assert "where it sees a class in 5 images: x/grad_cam.png" in out and Path("x/layers.png").exists()
     code, _, err = imgcls("explain", "--run", "run", "--images", "nothing")
-    assert code == 2 and "nothing: there is no such file or folder" in err
+    assert code == 2 and "--images nothing: there is no such file or folder" in err
     code, _, err = imgcls("explain", "--run", "run", "--count=0")
     assert code == 2 and "--count 0: give at least 1" in err
 

@@ -109,6 +109,11 @@ def test_what_cannot_be_predicted_is_named(imgcls, run, given, wanted):
     assert code == 2 and wanted in err.strip().splitlines()[-1], err
 
 
+def test_a_pattern_without_quotes_is_named(imgcls, run):
+    code, _, err = imgcls("predict", "--run", run, "--data.root", "a.jpg", "b.jpg")
+    assert code == 2 and "b.jpg: belongs to no option (a pattern such as '*.jpg' needs quotes" in err
+
+
 def test_rows_are_there_while_the_rest_is_predicted(imgcls, run, pile, monkeypatch):
     from imgcls.classifier import Classifier
 
@@ -148,6 +153,7 @@ def test_the_runs_own_images_are_predicted_as_they_were_tested(imgcls, run):
     assert [r[:3] for r in rows(run / "predictions/predict.csv")[1:]] == tested
 
 
+@pytest.mark.slow
 def test_a_network_of_the_users_own_predicts_other_images(imgcls, photos, pile):
     Path("mine").mkdir()
     Path("mine/my_network.py").write_text("from imgcls.models.cnn import CNN\n\n\nclass Net(CNN):\n    pass\n")
@@ -210,6 +216,7 @@ def started(words, until: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on_to_the_same_bytes(imgcls, run, pile, monkeypatch):
     from imgcls.classifier import Classifier
 
@@ -238,6 +245,33 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(imgcls, run, pile, monkey
     assert "sorted: 97 images into sorted" in out and len([p for p in Path("sorted").rglob("*.png")]) == 97
 
 
+def test_sorting_that_was_stopped_goes_on(imgcls, run, pile, monkeypatch):
+    from imgcls.runs import sorting
+
+    words = ("predict", "--run", run, f"--data.root={pile}", "--out", "p.csv", "--sort_into", "sorted", *CPU)
+    original, count = sorting._put, []
+
+    def fail(file, target, link):
+        count.append(target)
+        if len(count) == 50:
+            target.with_name(sorting.PART).write_bytes(b"half")
+            raise RuntimeError("power cut")
+        original(file, target, link)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(sorting, "_put", fail)
+        imgcls(*words)
+    table = Path("p.csv").read_bytes()
+    assert Path("p.progress.json").exists() and table.count(b"\n") == 98
+    code, out, err = imgcls(*words)
+    assert code == 0 and "sorted: 97 images into sorted\npredictions: p.csv (97 images, 3 could not" in out, err
+    assert Path("p.csv").read_bytes() == table
+    found = [p for p in Path("sorted").rglob("*") if p.is_file()]
+    wanted = [p.read_bytes() for p in pile.rglob("*.png") if p.read_bytes() != b"no image"]
+    assert sorted(p.read_bytes() for p in found) == sorted(wanted)
+
+
+@pytest.mark.slow
 def test_a_signal_stops_it_and_it_goes_on(imgcls, run, pile):
     words = ("predict", "--run", run, f"--data.root={pile}", "--out", "p.csv", *CPU)
     process = started(words, until=20)
@@ -335,7 +369,7 @@ def test_a_full_disk_is_one_line():
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(imgcls, run, pile):
+def test_two_processes_write_what_one_writes(imgcls, run, pile, monkeypatch):
     one = predicted(imgcls, run, f"--data.root={pile}")
     skipped = Path("p.skipped.csv").read_bytes()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -352,6 +386,15 @@ def test_two_processes_write_what_one_writes(imgcls, run, pile):
             *([[float(v) for v in r[2:]] for r in t] for t in (a, b)), atol=1e-5
         )
 
+    # one process began, two go on
+    def fail(self, batch, batch_idx):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr("imgcls.classifier.Classifier.predict_step", fail)
+        imgcls("predict", "--run", run, f"--data.root={pile}", "--out", "two.csv", *CPU)
+    Path("two.csv").write_bytes(b"".join(Path("p.csv").read_bytes().splitlines(keepends=True)[:20]))
+    Path("two.skipped.csv").write_bytes(skipped)
     assert same(two(f"--data.root={pile}"), one)
     assert Path("two.skipped.csv").read_bytes() == skipped
     assert len(two(f"--data.root={pile}/0/00.png")) == 1  # fewer images than processes

@@ -12,6 +12,7 @@ from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import FilesData
 from imgcls.data.sources import Source
+from imgcls.errors import UserError
 from imgcls.evaluate.confusion import worst_mistakes
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
@@ -69,8 +70,11 @@ def explain(
 def _files(data: ImageDataModule, images: str) -> Source:
     """Images without labels, framed as the run's are."""
     frame = {k: getattr(data, k) for k in ("image_size", "channels", "interpolation", "crop_fraction")}
-    files = FilesData(data.class_names, root=images, **frame).open("test")
-    assert files is not None  # it has found some, or said what is wrong
+    try:
+        files = FilesData(data.class_names, root=images, **frame).open("test")
+    except UserError as error:
+        raise UserError(str(error).replace("--data.root", "--images")) from error
+    assert files is not None  # it has found some
     return files
 
 
