@@ -3,6 +3,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from imgcls.data.base import ImageDataModule
 from imgcls.data.sources import FileSource
@@ -22,7 +24,7 @@ from imgcls.runs.sorting import Link, sort_files
 
 log = logging.getLogger(__name__)
 
-Predicted = tuple[np.ndarray, np.ndarray, dict[int, str]]  # logits (B, K), index (B,), why an image could not be read
+Predicted = tuple[Tensor, Tensor, dict[int, str]]  # logits (B, K), index (B,), why an image could not be read
 
 
 @dataclass(frozen=True)
@@ -109,22 +111,25 @@ class PredictionTable(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
         if self.table is not None:
-            self.table.close()
+            with suppress(OSError):  # of a full disk, of which the exception tells
+                self.table.close()
 
-    def _write(self, trainer: Trainer, mine: Any) -> None:
+    def _write(self, trainer: Trainer, batch: Predicted | None) -> None:
+        """Write the batches that all processes have predicted together; None if this one has no more."""
         self.rounds -= 1
-        shares = [mine and (mine[0].cpu().numpy(), mine[1].cpu().numpy(), mine[2])]
+        mine = batch and (batch[0].cpu().numpy(), batch[1].cpu().numpy(), batch[2])
+        shares: list[Any] = [mine]
         if trainer.world_size > 1:
-            shares, own = [None] * trainer.world_size, shares[0]
-            torch.distributed.all_gather_object(shares, own)
-        if self.table is not None:
-            logits, index = (np.concatenate([share[k] for share in shares if share is not None]) for k in (0, 1))
-            position = np.searchsorted(self.index, index)
-            order = np.argsort(position, kind="stable")
-            broken = {number: why for share in shares if share is not None for number, why in share[2].items()}
-            by_position = {int(np.searchsorted(self.index, number)): why for number, why in broken.items()}
-            scaled = logits[order].astype(np.float64) / self.temperature
-            self.table.write(position[order].tolist(), scaled, by_position)
+            shares = [None] * trainer.world_size
+            torch.distributed.all_gather_object(shares, mine)
+        if self.table is None:
+            return
+        logits, index = (np.concatenate([share[k] for share in shares if share is not None]) for k in (0, 1))
+        broken = {number: reason for share in shares if share is not None for number, reason in share[2].items()}
+        order = np.argsort(index, kind="stable")
+        position = np.searchsorted(self.index, index[order])  # images are numbered in their order
+        reasons = {int(p): broken[int(i)] for p, i in zip(position, index[order], strict=True) if int(i) in broken}
+        self.table.write(position.tolist(), logits[order].astype(np.float64) / self.temperature, reasons)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sort the images, and say what was done."""

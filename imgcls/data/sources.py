@@ -197,6 +197,10 @@ class JoinedSource(Source):
         joined = torch.cat(parts)
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
 
+    def file(self, number: int) -> Path | None:  # noqa: D102
+        inside = number < len(self.first)
+        return self.first.file(number) if inside else self.second.file(number - len(self.first))
+
     def stamps(self) -> np.ndarray | None:  # noqa: D102
         first, second = self.first.stamps(), self.second.stamps()
         return None if first is None or second is None else np.concatenate([first, second])

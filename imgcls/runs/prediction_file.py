@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -97,13 +97,9 @@ class PredictionFile:
             best = int(values.argmax())
             numbers = (self._number % (values[best], *values.tolist())).split(",")
             writer.writerow((self.names[number], self.class_names[best], *numbers))
-        try:
+        with self._told():
             self._append(self.skipped, SKIPPED, skipped.getvalue())
             self._append(self.path, self._header, rows.getvalue())
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); the same command goes on behind the last row"
-            ) from error
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """The position and the fields of each row."""
@@ -117,8 +113,18 @@ class PredictionFile:
 
     def complete(self) -> None:
         """Nothing is missing any more."""
-        self.close()
-        self.progress.unlink(missing_ok=True)
+        with self._told():  # some file systems tell of a full disk only now
+            self.close()
+            self.progress.unlink(missing_ok=True)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); the same command goes on behind the last row"
+            ) from error
 
     def _refuse_another(self) -> None:
         try:
