@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 
 from imgcls.compose import config_files, expand_configs, read_config
@@ -17,7 +18,7 @@ ANY_MODEL = {"class_path": "imgcls.classifier.Classifier", "init_args": {"backbo
 def expand_arguments(arguments: Sequence[str]) -> list[str]:
     """Arguments with `--run DIR` and `--resume DIR` replaced by config, folder and checkpoint, and bases added.
 
-    `predict` with a `--data.root` of its own reads unlabelled images in place of the run's data.
+    `predict` with a `--data.root` or `--data.table` of its own reads unlabelled images in place of the run's data.
 
     Raises:
         UserError: The folder is not a run's; an option does not go with the verb.
@@ -57,8 +58,9 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     written = ["--config", str(folder.config), "--run_dir", run]
     if not any(w.partition("=")[0] == "--ckpt_path" for w in words):
         written += ["--ckpt_path", str(folder.checkpoint(folder.best))]
-    if verb == "predict" and any(w.partition("=")[0] == "--data.root" for w in words):
-        written[1:2] = _unlabelled(folder)
+    if verb == "predict":
+        own = any(w.partition("=")[0] in ("--data.root", "--data.table") for w in words)
+        written[1:2] = [_to_predict(folder, own)]
     return [verb, *written, *expand_configs(words)]
 
 
@@ -93,14 +95,23 @@ def _as_yaml(match: re.Match[str]) -> str:
     return {"None": "=null", "True": "=true", "False": "=false"}[match[0][1:]]
 
 
-def _unlabelled(run: RunFolder) -> list[str]:
-    """The run's config with its data replaced by images without labels, framed and normalised as before."""
-    config = read_config(run.config)
-    keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "batch_size")
-    options = {k: config["data"]["init_args"].get(k) for k in keep}
-    options["class_names"] = read_json(run.environment)["data"]["class_names"]
-    config["data"] = {"class_path": FILES_DATA, "init_args": options}
-    return [json.dumps(config)]
+def _to_predict(run: RunFolder, other_images: bool) -> str:
+    """The run's config, as JSON, for images that are read once and, where they cannot be read, skipped.
+
+    Other images than the run's are without labels, framed and normalised as before.
+    """
+    config, record = read_config(run.config), read_json(run.environment)
+    # its own modules may stand beside the configs of which it was made
+    sys.path += [folder for folder in record.get("config_folders", []) if folder not in sys.path]
+    options = config["data"]["init_args"]
+    if other_images:
+        keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "batch_size")
+        options = {k: options.get(k) for k in keep} | {"class_names": record["data"]["class_names"]}
+        config["data"] = {"class_path": FILES_DATA, "init_args": options | {"on_error": "skip", "cache": "none"}}
+    else:
+        options |= {"on_error": "skip"} if "on_error" in options else {}
+        options |= {"cache": "none"} if options.get("cache") == "memory" else {}
+    return json.dumps(config)
 
 
 def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:

@@ -234,7 +234,7 @@ class ImgclsCLI(LightningCLI):
             Outputs(self.run),
             Evaluation(self.run, config["calibrate"]),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
-            PredictionTable(self.run.predictions / "predict.csv"),
+            PredictionTable(self.run),
             Signals(self.run),
         ]
         if config["robustness"] or config["robustness_baseline"]:

@@ -4,11 +4,13 @@ from typing import Any
 import lightning
 
 from imgcls.callbacks.figures import image_grid, save
-from imgcls.callbacks.predict import PredictionTable
+from imgcls.callbacks.predict import PredictionTable, Sorting
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.load import read_checkpoint
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.sorting import Link
 
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
 
@@ -27,21 +29,37 @@ class Trainer(lightning.Trainer):
         return super().received_sigterm and not (self.state.fn == "fit" and (finishing or self.validating))
 
     def predict(  # type: ignore[override]
-        self, *args: Any, out: Path | None = None, ckpt_path: str | Path | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        out: Path | None = None,
+        sort_into: Path | None = None,
+        link: Link | None = None,
+        min_confidence: float | None = None,
+        ckpt_path: str | Path | None = None,
+        **kwargs: Any,
     ) -> Any:
-        """Predict images with a trained run and write a table.
+        """Predict images with a trained run and write a table; the same command goes on with one that was stopped.
 
         Args:
             *args: As Lightning's.
             out: The table: path, prediction, confidence, and the probability of each class. Default:
                 predictions/predict.csv in the run's folder.
+            sort_into: Folder into which the images are copied, into one folder for each class.
+            link: Make links to the images there, in place of copies.
+            min_confidence: Sort images with less into the folder `unsure`.
             ckpt_path: Checkpoint, where it is not the run's best.
             **kwargs: As Lightning's.
         """
-        if out is not None:
-            for callback in self.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, PredictionTable):
-                    callback.path = Path(out)
+        for option, value in {"link": link, "min_confidence": min_confidence}.items():
+            if value is not None and sort_into is None:
+                raise UserError(f"--{option} {value}: says how images are sorted; give --sort_into FOLDER as well")
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise UserError(f"--min_confidence {min_confidence}: give a probability from 0 to 1")
+        for callback in self.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PredictionTable):
+                callback.checkpoint = Path(ckpt_path or callback.checkpoint)
+                callback.out = Path(out or callback.out)
+                callback.sort = Sorting(Path(sort_into), link, min_confidence) if sort_into else None
         return super().predict(*args, **kwargs, ckpt_path=ckpt_path)  # type: ignore[misc]
 
     def preview(
@@ -141,19 +159,27 @@ class Trainer(lightning.Trainer):
         model: Classifier,
         datamodule: ImageDataModule,
         out: Path | None = None,
+        images: str | None = None,
+        count: int = 16,
         ckpt_path: str | Path | None = None,
     ) -> None:
-        """Draw what each layer of a trained model responds to.
+        """Draw what each layer of a trained model responds to, and where in images it sees a class.
 
         Args:
             model: The model.
             datamodule: The run's data; validation images are shown.
             out: Folder for the pictures. Default: figures/ in the run's folder.
+            images: A file, a folder or a pattern of images in which to look for classes. Default: the run's most
+                confident mistakes, and some that are right.
+            count: How many of them at most.
             ckpt_path: Checkpoint, where it is not the run's best.
         """
         from imgcls.commands.explain import explain
 
+        if count < 1:
+            raise UserError(f"--count {count}: give at least 1")
         state = read_checkpoint(Path(str(ckpt_path)), "--ckpt_path")["state_dict"]
         model.check_weights(state)
         model.load_state_dict(state)
-        explain(model, datamodule, self.strategy.root_device, Path(out or Path(self.default_root_dir) / "figures"))
+        run = RunFolder(self.default_root_dir)
+        explain(model, datamodule, self.strategy.root_device, run, Path(out or run.figures), images, count)

@@ -129,11 +129,6 @@ class RunRecord(Callback):
         if trainer.state.fn == "validate":
             self._summarize(trainer, "val/")
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and data.on_error == "skip":
-            write_skipped(self.run.predictions / "skipped.csv", data.checked, _rows(data))
-
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._summarize(trainer, "test/")
 

@@ -75,6 +75,10 @@ class Source(ABC):
         """A number for each image that changes when its file does, (N,) uint64; None where that cannot be told."""
         return None
 
+    def file(self, number: int) -> Path | None:
+        """The file of an image, where it has one of its own."""
+        return None
+
     def describe(self, number: int) -> str:
         """Name of an image, with where it was named if that is elsewhere."""
         return self.names[number]
@@ -142,6 +146,9 @@ class FileSource(Source):
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return (self.root / self.paths[number]).read_bytes()
+
+    def file(self, number: int) -> Path:  # noqa: D102
+        return self.root / self.paths[number]
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -215,16 +222,23 @@ class JoinedSource(Source):
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
-        inside = number < len(self.first)
-        return self.first.encoded(number) if inside else self.second.encoded(number - len(self.first))
+        source, number = self._of(number)
+        return source.encoded(number)
+
+    def file(self, number: int) -> Path | None:  # noqa: D102
+        source, number = self._of(number)
+        return source.file(number)
+
+    def _of(self, number: int) -> tuple[Source, int]:
+        return (self.first, number) if number < len(self.first) else (self.second, number - len(self.first))
 
     def stamps(self) -> np.ndarray | None:  # noqa: D102
         first, second = self.first.stamps(), self.second.stamps()
         return None if first is None or second is None else np.concatenate([first, second])
 
     def describe(self, number: int) -> str:  # noqa: D102
-        inside = number < len(self.first)
-        return self.first.describe(number) if inside else self.second.describe(number - len(self.first))
+        source, number = self._of(number)
+        return source.describe(number)
 
     def fingerprint(self) -> str:  # noqa: D102
         return f"{self.first.fingerprint()}+{self.second.fingerprint()}"
@@ -274,22 +288,41 @@ class NumberedNames(Sequence[str]):
 
 
 class BatchDataset(Dataset):
-    """Whole batches of a part: a list of positions in, a batch with uint8 images out."""
+    """Whole batches of a part: a list of positions in, a batch with uint8 images out.
 
-    def __init__(self, source: Source, index: np.ndarray, frame: Frame) -> None:
-        self.source, self.index, self.frame = source, index, frame
+    Args:
+        source: Where the images are.
+        index: Which of them, (N,).
+        frame: How they are framed.
+        go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
+            list of (number, reason); else the batch is the error.
+    """
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame, go_on: bool = False) -> None:
+        self.source, self.index, self.frame, self.go_on = source, index, frame, go_on
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, positions: list[int]) -> Batch | UserError:
         index = self.index[positions]
+        broken: list[tuple[int, str]] = []
         try:
             image = self.source.inputs(index.tolist(), self.frame)
         except UserError as error:  # raised in the main process, see on_before_batch_transfer
-            return error
-        return {
+            if not (self.go_on and isinstance(error, BrokenImage)):
+                return error
+            image = torch.stack([self._image(number, broken) for number in index.tolist()])
+        batch = {
             "image": image,
             "label": torch.from_numpy(self.source.label[index]),
             "index": torch.from_numpy(index),
         }
+        return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
+
+    def _image(self, number: int, broken: list[tuple[int, str]]) -> Tensor:
+        try:
+            return self.source.images([number], self.frame)[0]
+        except BrokenImage as error:
+            broken.append((number, error.reason))
+            return torch.zeros(self.frame.channels, self.frame.crop, self.frame.crop, dtype=torch.uint8)
