@@ -33,16 +33,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if verb != "fit":
             raise UserError(f"--resume goes with fit; use {verb} --run {resume}")
         folder = RunFolder.existing(resume, "--resume")
-        checkpoint = ["--ckpt_path", str(folder.checkpoint(folder.last))]
-        return [
-            verb,
-            "--config",
-            str(folder.config),
-            "--run_dir",
-            resume,
-            *checkpoint,
-            *expand_configs(words),
-        ]
+        # stopped before its first checkpoint, a run begins again
+        checkpoint = ["--ckpt_path", str(folder.last)] if folder.last.is_file() else []
+        written = ["--config", str(folder.config), "--run_dir", resume, "--resume", resume, *checkpoint]
+        return [verb, *written, *expand_configs(words)]
     if run is None:
         if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:

@@ -196,7 +196,8 @@ class ImgclsCLI(LightningCLI):
             run = RunFolder(given)
         else:
             run = RunFolder.new(self._experiment(), config.seed_everything)
-        if self.subcommand == "fit" and not config.ckpt_path and run.config.exists() and RUN_DIR not in os.environ:
+        goes_on = config.get("resume") or config.get("ckpt_path") or RUN_DIR in os.environ
+        if self.subcommand == "fit" and run.config.exists() and not goes_on:
             raise UserError(
                 f"--run_dir {run.path}: holds a run already; resume it with --resume {run.path} or name another"
             )

@@ -20,11 +20,14 @@ class Trainer(lightning.Trainer):
     def received_sigterm(self) -> bool:
         """Whether to stop before the next step; an epoch whose last step is done is validated and saved first.
 
-        Lightning would leave validation in the middle, and the resumed run would go on without it.
+        Lightning would leave validation in the middle, and the resumed run would go on without it. Gradients that are
+        being accumulated are in no checkpoint: the optimiser's step comes first.
         """
         epoch = self.fit_loop.epoch_progress.current
         finishing = self.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.started > epoch.completed  # type: ignore[attr-defined]
-        return super().received_sigterm and not (self.state.fn == "fit" and (finishing or self.validating))
+        accumulating = self.training and self.fit_loop.epoch_loop._should_accumulate()
+        unready = self.state.fn == "fit" and (finishing or self.validating or accumulating)
+        return super().received_sigterm and not unready
 
     def predict(  # type: ignore[override]
         self, *args: Any, out: Path | None = None, ckpt_path: str | Path | None = None, **kwargs: Any

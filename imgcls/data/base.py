@@ -205,6 +205,7 @@ class ImageDataModule(LightningDataModule, ABC):
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
+        batches.set_epoch(self._resume_at[0])  # loader processes fetch ahead before Lightning calls it
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
