@@ -15,7 +15,7 @@ from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.intake import OnError, Skipped, take_in
 from imgcls.data.options import check, cores, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
+from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Loader, Part, Source
 from imgcls.errors import UserError
 
 
@@ -205,7 +205,6 @@ class ImageDataModule(LightningDataModule, ABC):
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         batches = TrainBatches(len(index), self.batch_size, self.seed, *self._rank(), probability, self.repeats)
         batches.resume_at = self._resume_at
-        batches.set_epoch(self._resume_at[0])  # loader processes fetch ahead before Lightning calls it
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -244,7 +243,7 @@ class ImageDataModule(LightningDataModule, ABC):
         spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
         workers = spare if self.num_workers is None else self.num_workers
         frame = frame or self.frame(part)
-        return DataLoader(
+        return Loader(
             BatchDataset(self.caches.cached(source, index, frame), index, frame),
             sampler=batches,
             batch_size=None,

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of
 from imgcls.errors import UserError, printable
@@ -265,3 +265,14 @@ class BatchDataset(Dataset):
             "label": torch.from_numpy(self.source.label[index]),
             "index": torch.from_numpy(index),
         }
+
+
+class Loader(DataLoader):
+    """Begins to fetch when the first batch is asked for.
+
+    Lightning asks for the iterator of a resumed run before it tells the sampler which epoch it is; processes that fetch
+    ahead would take the images of another.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()
