@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from imgcls.compose import config_files, expand_configs, read_config
 from imgcls.errors import UserError
@@ -81,6 +82,15 @@ def refuse_overruled(arguments: Sequence[str]) -> None:
                 raise UserError(
                     f"{path}: model.optimizer.{name}: give model.{name} instead; it sets every parameter group"
                 )
+
+
+def config_folders(files: Sequence[Path]) -> list[str]:
+    """Where a class named in a config may stand: beside the config, or beside those from which a run was made."""
+    folders: dict[str, None] = {}
+    for file in files:
+        recorded = read_json(file.with_name("environment.json")).get("config_folders", [])
+        folders |= dict.fromkeys([str(file.resolve().parent), *recorded])
+    return list(folders)
 
 
 def _as_yaml(match: re.Match[str]) -> str:

@@ -68,6 +68,11 @@ class Classifier(LightningModule):
         channels_last: bool | None = None,
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise UserError(
+                "data: has one class only, and a classifier tells at least two apart; is --data.root the folder whose "
+                "sub-folders are the classes?"
+            )
         self.backbone = backbone(channels, image_size)
         self.dropout = nn.Dropout(dropout)
         self.finetune = finetune or Full()
