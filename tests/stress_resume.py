@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,8 @@ def start(words: list[str], log: Path, rank: int, processes: int, port: int) -> 
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for target in (1, 2):
             os.dup2(output, target)
+        sys.stdout = sys.stderr = os.fdopen(output, "w", buffering=1)  # not what pytest has put there
+        warnings.simplefilter("default")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if processes > 1:  # what torchrun would say
             os.environ |= {"TORCHELASTIC_RUN_ID": "stress", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
