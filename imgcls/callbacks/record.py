@@ -101,8 +101,8 @@ class RunRecord(Callback):
         self._since = now
         self.images += len(batch["index"]) * trainer.world_size
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Summarise the epoch whose checkpoint was kept."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Summarise the epoch whose checkpoint was kept; also where a run was resumed of which all epochs were done."""
         self.seconds += time.perf_counter() - self._started
         if not trainer.is_global_zero:
             return
@@ -117,13 +117,11 @@ class RunRecord(Callback):
         summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
         speed = self.images / self.train_seconds if self.train_seconds else None
         summary |= {
-            "fit/epochs": trainer.current_epoch,
+            "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,
             "fit/seconds": self.seconds,
             "fit/images_per_second": speed,
         }
         add_summary(self.run, summary)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._report(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
