@@ -117,7 +117,7 @@ class RunRecord(Callback):
         summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
         speed = self.images / self.train_seconds if self.train_seconds else None
         summary |= {
-            "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,
+            "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "fit/seconds": self.seconds,
             "fit/images_per_second": speed,
         }
@@ -152,6 +152,13 @@ class RunRecord(Callback):
     def _report(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             write_report(self.run)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write an epoch's row before the checkpoint that ends it: after a kill between the two it would be missing."""
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        if trainer.is_global_zero and epoch.processed > epoch.completed:
+            metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+            add_metrics(self.run, metrics, trainer.current_epoch, trainer.global_step)
 
     def state_dict(self) -> dict[str, float]:
         """Time and images so far, so that a resumed run reports its whole length."""
