@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from imgcls.compose import config_files, expand_configs, read_config
 from imgcls.errors import UserError
@@ -34,16 +35,10 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if verb != "fit":
             raise UserError(f"--resume goes with fit; use {verb} --run {resume}")
         folder = RunFolder.existing(resume, "--resume")
-        checkpoint = ["--ckpt_path", str(folder.checkpoint(folder.last))]
-        return [
-            verb,
-            "--config",
-            str(folder.config),
-            "--run_dir",
-            resume,
-            *checkpoint,
-            *expand_configs(words),
-        ]
+        # stopped before its first checkpoint, a run begins again
+        checkpoint = ["--ckpt_path", str(folder.last)] if folder.last.is_file() else []
+        written = ["--config", str(folder.config), "--run_dir", resume, "--resume", resume, *checkpoint]
+        return [verb, *written, *expand_configs(words)]
     if run is None:
         if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
@@ -89,6 +84,15 @@ def refuse_overruled(arguments: Sequence[str]) -> None:
                 raise UserError(
                     f"{path}: model.optimizer.{name}: give model.{name} instead; it sets every parameter group"
                 )
+
+
+def config_folders(files: Sequence[Path]) -> list[str]:
+    """Where a class named in a config may stand: beside the config, or beside those from which a run was made."""
+    folders: dict[str, None] = {}
+    for file in files:
+        recorded = read_json(file.with_name("environment.json")).get("config_folders", [])
+        folders |= dict.fromkeys([str(file.resolve().parent), *recorded])
+    return list(folders)
 
 
 def _as_yaml(match: re.Match[str]) -> str:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
+from imgcls.data.batches import BatchDataset, Loader
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.intake import OnError, Skipped, take_in
 from imgcls.data.options import check, cores, normalize, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
+from imgcls.data.sources import Batch, FeatureSource, JoinedSource, Part, Source
 from imgcls.errors import UserError
 
 
@@ -207,8 +208,6 @@ class ImageDataModule(LightningDataModule, ABC):
         sizes = len(index), self.batch_size, self.seed, *self._rank()
         batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index))
         batches.resume_at = self._resume_at
-        if self.trainer:  # workers of a resumed run load ahead before Lightning sets the epoch
-            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -248,7 +247,7 @@ class ImageDataModule(LightningDataModule, ABC):
         spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
         workers = spare if self.num_workers is None else self.num_workers
         frame = frame or self.frame(part)
-        return DataLoader(
+        return Loader(
             BatchDataset(self.caches.cached(source, index, frame), index, frame, go_on),
             sampler=batches,
             batch_size=None,
