@@ -5,10 +5,10 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +16,23 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, frame_batch, reason_of
+from imgcls.data.decode import (
+    LARGE,
+    BrokenImage,
+    Frame,
+    Original,
+    decode,
+    decode_file,
+    frame_batch,
+    original,
+    original_file,
+    reason_of,
+)
 from imgcls.errors import UserError, printable
 
 Batch = dict[str, Tensor]
 Part = Literal["train", "val", "test"]
+T = TypeVar("T")
 
 
 class Source(ABC):
@@ -51,6 +63,15 @@ class Source(ABC):
         Raises:
             BrokenImage: An image cannot be read.
         """
+
+    def original(self, number: int) -> Original:
+        """An image as it is stored.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        pixels = self.images([number], Frame(3, LARGE // 2, 0))[0]
+        return original(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -90,6 +111,10 @@ class ArraySource(Source):
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return frame_batch(self.image[torch.as_tensor(index)], frame)
 
+    def original(self, number: int) -> Original:  # noqa: D102
+        pixels = self.image[number].permute(1, 2, 0).numpy()
+        return original(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
 
@@ -122,6 +147,9 @@ class FileSource(Source):
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return torch.stack([decode_file(self.root / self.paths[i], frame) for i in index])
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return original_file(self.root / self.paths[number])
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -163,9 +191,15 @@ class ItemSource(Source):
         digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
+    def original(self, number: int) -> Original:  # noqa: D102
+        return self._read(number, original)
+
     def _image(self, number: int, frame: Frame) -> Tensor:
+        return self._read(number, lambda image: decode(image, frame))
+
+    def _read(self, number: int, use: Callable[[Image.Image], T]) -> T:
         try:
-            return decode(self.items[number][0], frame)
+            return use(self.items[number][0])
         except MemoryError:
             raise
         except Exception as error:  # whatever the data set's reader meets in a damaged file
@@ -193,6 +227,10 @@ class JoinedSource(Source):
     def stamps(self) -> np.ndarray | None:  # noqa: D102
         first, second = self.first.stamps(), self.second.stamps()
         return None if first is None or second is None else np.concatenate([first, second])
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        inside = number < len(self.first)
+        return self.first.original(number) if inside else self.second.original(number - len(self.first))
 
     def describe(self, number: int) -> str:  # noqa: D102
         inside = number < len(self.first)
@@ -225,6 +263,9 @@ class FeatureSource(Source):
 
     def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
         return self.source.images(index, frame)
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return self.source.original(number)
 
     def fingerprint(self) -> str:  # noqa: D102
         return self.source.fingerprint()
