@@ -25,6 +25,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     # W&B's agent writes values as Python does; true, null and lists are what the parser knows
     verb, words = arguments[0], [re.sub(r"=(None|True|False)$", _as_yaml, word) for word in arguments[1:]]
     resume, words = _take(words, "--resume")
+    if verb == "audit":
+        return [verb, *_audit(words)]
     run, words = _take(words, "--run")
     if verb == "fit" and resume is None and (run_again := slurm.unfinished_run()):
         # its config says what the other words said; merged again, lists that they append to would grow
@@ -47,10 +49,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
                 raise UserError(f"{verb} needs a trained run: --run RUN_DIR")
-        words = expand_configs(words)
-        if verb in DATA_ONLY and not _names_a_model(words):
-            words = ["--config", json.dumps({"model": ANY_MODEL}), *words]
-        return [verb, *words]
+        return [verb, *_with_any_model(verb, expand_configs(words))]
     if verb == "fit":
         raise UserError(f"--run goes with a trained run's verbs; use --resume {run}, or --config {run}/config.yaml")
     folder = RunFolder.existing(run, "--run")
@@ -60,6 +59,28 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     if verb == "predict" and any(w.partition("=")[0] == "--data.root" for w in words):
         written[1:2] = _unlabelled(folder)
     return [verb, *written, *expand_configs(words)]
+
+
+def _audit(words: list[str]) -> list[str]:
+    """Several runs; the first one's data unless other data is given. What cannot be read is found, not an error."""
+    run, words = _take(words, "--run")
+    runs = []
+    while run is not None:
+        runs.append(run)
+        run, words = _take(words, "--run")
+    words = expand_configs(words)
+    if runs and not config_files(words) and not any(w.startswith("--data=") for w in words):
+        from imgcls.runs.groups import find_runs
+
+        data = read_config(find_runs(runs, "--run")[0].folder.config)["data"]
+        words = ["--config", json.dumps({"data": data | {"init_args": data["init_args"] | {"augment": None}}}), *words]
+    words = _with_any_model("audit", words)
+    return [*words, *([f"--runs={json.dumps(runs)}"] if runs else []), "--data.on_error=skip"]
+
+
+def _with_any_model(verb: str, words: list[str]) -> list[str]:
+    without = verb in DATA_ONLY and not _names_a_model(words)
+    return ["--config", json.dumps({"model": ANY_MODEL}), *words] if without else words
 
 
 def _names_a_model(words: Sequence[str]) -> bool:

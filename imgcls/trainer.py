@@ -62,6 +62,32 @@ class Trainer(lightning.Trainer):
         print(f"preview: {out}")
         return Path(out)
 
+    def audit(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule,
+        out: Path = Path("audit"),
+        runs: list[str] | None = None,
+        drop_label_errors: bool = False,
+        strict: bool = False,
+    ) -> None:
+        """Look through all images before training: broken ones, duplicates, leaks, two labels; after it, label errors.
+
+        Args:
+            model: Not used; verbs have it.
+            datamodule: The data.
+            out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
+            runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
+                each `--run DIR` adds one.
+            drop_label_errors: Leave such training images out of the cleaned table.
+            strict: Exit with 1 if anything was found.
+        """
+        from imgcls.commands.audit import audit
+
+        found = audit(datamodule, Path(out), runs or [], drop_label_errors)
+        if strict and any(found.values()):
+            raise SystemExit(1)
+
     def benchmark(
         self,
         model: Classifier,

@@ -26,6 +26,14 @@ def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
     return connected_components(edges, directed=False)[1].astype(np.int64)
 
 
+def members(group: np.ndarray) -> list[list[int]]:
+    """Positions of the images of each group (N,) that has more than one, in their order."""
+    _, first, place, count = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(count[place] > 1)
+    several = several[np.lexsort((several, first[place[several]]))]
+    return [part.tolist() for part in np.split(several, np.flatnonzero(np.diff(place[several])) + 1) if len(part)]
+
+
 def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs that show the same picture, also mirrored.
 

@@ -6,8 +6,34 @@ Shapes: N images, K classes. Probabilities come from models that were not traine
 import numpy as np
 
 
+def label_errors(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Positions (M,) of images whose label is probably wrong, the least likely label first.
+
+    The confident joint says how many labels of each class are wrong, and the images of that class whose label is least
+    probable are taken ("prune by class" in the paper). Where a model mistakes classes for each other that is too many:
+    on Fashion-MNIST six of ten were right. So the label must also be no more probable than that class is, on average,
+    for images with other labels, and less probable than some other class.
+
+    Args:
+        probability: (N, K) float.
+        label: As given, (N,) int64.
+    """
+    classes = probability.shape[1]
+    images = np.bincount(label, minlength=classes)
+    own = probability[np.arange(len(label)), label]
+    others = np.maximum(len(label) - images, 1)
+    chance = (probability.sum(0) - np.bincount(label, own, minlength=classes)) / others
+    unlikely = (own <= chance[label]) & (probability.argmax(1) != label)
+    wrong = np.round(images * (1 - _share_right(probability, label))).astype(np.int64)
+    order = np.lexsort((own, label))  # class by class, the least probable label first
+    place = np.empty_like(order)
+    place[order] = np.arange(len(label)) - (np.cumsum(images) - images)[label[order]]
+    found = np.flatnonzero(unlikely & (place < wrong[label]))
+    return found[np.argsort(own[found], kind="stable")]
+
+
 def confident_class(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The class that each image confidently belongs to, (N,) int64; -1 for none (equations 1 and 2 of the paper).
+    """The class that each image confidently belongs to, (N,) int64; -1 for none (equations 1 and 2).
 
     The threshold of a class is the mean probability that images of that label are given for it; among several classes
     above their thresholds the most probable counts.
@@ -23,3 +49,11 @@ def confident_class(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
     threshold[images == 0] = np.inf  # nothing is known of such a class
     above = np.where(probability >= threshold - 1e-9, probability, -1.0)
     return np.where(above.max(1) >= 0, above.argmax(1), -1)
+
+
+def _share_right(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Share (K,) of each class's images that confidently belong to it, among those that do to any; 1 for none."""
+    belongs, classes = confident_class(probability, label), probability.shape[1]
+    counted = np.bincount(label[belongs >= 0], minlength=classes)
+    right = np.bincount(label[belongs == label], minlength=classes)
+    return np.where(counted > 0, right / np.maximum(counted, 1), 1.0)
