@@ -19,7 +19,10 @@ VERBS = {
     ),
     "explain": (TRAINER, "pictures of what each layer of a model responds to: --run RUN_DIR [--out FOLDER]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
-    "audit": (TRAINER, "broken images, duplicates, leaks, label errors; a cleaned table: --config FILE… [--run RUN_DIR]"),
+    "audit": (
+        TRAINER,
+        "broken images, duplicates, leaks, label errors; a cleaned table: --config FILE… [--run RUN_DIR]",
+    ),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),
     "experiment": ("imgcls.commands.experiment", "all arms of a question, all seeds: experiments/QUESTION [--jobs N]"),

@@ -316,7 +316,9 @@ def test_what_a_table_says_beside_is_kept_and_what_is_wrong_in_it_is_listed(imgc
     code, _, err = imgcls("audit", "--config", ROOT / "configs/data/table.yaml", f"--data.table={table}")
     assert code == 0, err
     result = json.loads(Path("audit/audit.json").read_text())
-    assert [row["reason"].partition(" ")[2] for row in result["unusable"]] == ["is there twice, with another label or part"] * 2
+    assert [row["reason"].partition(" ")[2] for row in result["unusable"]] == [
+        "is there twice, with another label or part"
+    ] * 2
     kept = rows(Path("audit/clean.csv"))
     assert {row["path"]: row["site"] for row in kept} == {f"images/{k}.png": f"s,{k}" for k in range(1, 12)}
 

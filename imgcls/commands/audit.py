@@ -1,15 +1,14 @@
 import logging
-import os
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import write_clean_table
-from imgcls.data.decode import Original
 from imgcls.data.survey import survey
 from imgcls.errors import UserError
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing
@@ -67,9 +66,9 @@ class Images:
         """Part of an image."""
         return PARTS[self.rank[position]]
 
-    def original(self, position: int) -> Original:
-        """An image as it is stored."""
-        return self.sources[self.rank[position]].original(int(self.number[position]))
+    def picture(self, position: int) -> Image.Image:
+        """Pixels of an image."""
+        return self.sources[self.rank[position]].original(int(self.number[position])).image
 
     def facts(self, position: int) -> dict[str, Any]:
         """Part, name and label of an image."""
@@ -116,13 +115,14 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
         wrong[suspects] = images.rank[suspects] == PARTS.index("train")
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
 
+    left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
     copies = members(exact)
     two_labels = [g for g in copies if disagreeing(exact[g], images.label[g]).any()]
     alike = members(near)
     result: dict[str, Any] = {
         **_overview(images, broken),
         "found": {},
-        "broken": [images.facts(k) | {"reason": images.reason[k]} for k in np.flatnonzero(broken)],
+        "broken": [images.facts(k) | {"reason": images.reason[k]} for k in np.flatnonzero(broken).tolist()],
         "unusable": [{"part": s.part, "name": s.name, "reason": s.reason} for s in data.skipped],
         "two_labels": [[images.facts(k) for k in group] for group in two_labels],
         "exact_duplicates": [[images.facts(k) for k in group] for group in copies],
@@ -133,7 +133,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
         ],
         "label_errors": [] if probability is None else _suspects(images, suspects, probability),
         "predicted": 0 if probability is None else len(known),
-        "left_out": [images.facts(k) | _why(images, k, reason, of) for k in np.flatnonzero(reason != Reason.KEPT)],
+        "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
     }
     out.mkdir(parents=True, exist_ok=True)
     kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(PARTS)}
@@ -154,7 +154,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
     result["seconds"] = {"reading": read - started, "comparing": compared - read}
-    write_page(out / "audit.html", result, shown, images)
+    write_page(out / "audit.html", result, shown, images.facts, images.picture)
     result["seconds"]["all"] = time.perf_counter() - started
     write_json(out / "audit.json", result)
     _tell(result, out)
@@ -200,7 +200,11 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
 
 
 def _range(values: np.ndarray) -> dict[str, float]:
-    return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())} if len(values) else {}
+    return (
+        {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
+        if len(values)
+        else {}
+    )
 
 
 def _suspects(images: Images, suspects: np.ndarray, probability: np.ndarray) -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
     frequency and scaled to length 1: a sign turns over by nothing where a frequency is weak. How close is too close
     differs between data sets, 28-pixel shoes and photographs: the distance of a pair is held against that to the
     nearest 0.5 % of other images, found in a sample. What passes is checked at 16 by 16 frequencies and by contrast.
-    All pairs are tried, in blocks: 5 · 10⁹ for 100,000 images. Pictures with next to no contrast have no near duplicates.
+    All pairs are tried, in blocks: 5 · 10⁹ for 100,000 images. Pictures with next to no contrast match none.
 
     Args:
         gray: The images, (N, 32, 32) uint8.

@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -25,47 +25,39 @@ GROUPS, IMAGES, SUSPECTS, ODD, ROWS = 40, 6, 120, 24, 100  # shown of each kind;
 SIDE = 96  # of a thumbnail's longer side, in pixels
 
 
-class Stored(Protocol):
-    """What is shown of an image file."""
-
-    image: Image.Image
+Facts = Callable[[int], dict[str, Any]]
+Picture = Callable[[int], Image.Image]
 
 
-class Gallery(Protocol):
-    """Images by position."""
-
-    def facts(self, position: int) -> dict[str, Any]: ...  # noqa: D102, E704
-    def original(self, position: int) -> Stored: ...  # noqa: D102, E704
-
-
-def write_page(path: Path, result: Mapping[str, Any], shown: Mapping[str, Any], images: Gallery) -> None:
+def write_page(path: Path, result: Mapping[str, Any], shown: Mapping[str, Any], facts: Facts, picture: Picture) -> None:
     """Write the page.
 
     Args:
         path: The .html file.
         result: What audit.json holds.
         shown: Positions of images: groups `two_labels`, `exact`, `near`; `label_errors`; `odd` by kind.
-        images: Where their names and pixels are.
+        facts: Part, name and label of the image at a position.
+        picture: Its pixels.
     """
+
+    def image(position: int) -> dict[str, Any]:
+        return facts(position) | {"uri": _thumbnail(picture(position))}
+
     labels = result["label_errors"][:SUSPECTS]
     page = template("audit.html").render(
         result=result,
         found=[(text, result["found"][key]) for key, text in FOUND.items()],
         largest=max((n for of in result["classes"].values() for n in of.values()), default=1) or 1,
         groups={
-            key: [[_shown(images, k) for k in group[:IMAGES]] for group in shown[key][:GROUPS]]
+            key: [[image(k) for k in group[:IMAGES]] for group in shown[key][:GROUPS]]
             for key in ("two_labels", "exact", "near")
         },
         sizes={key: [len(group) for group in shown[key]] for key in ("two_labels", "exact", "near")},
-        suspects=[fact | _shown(images, k) for fact, k in zip(labels, shown["label_errors"], strict=False)],
-        odd={kind: [_shown(images, k) for k in at[:ODD]] for kind, at in shown["odd"].items()},
+        suspects=[fact | image(k) for fact, k in zip(labels, shown["label_errors"], strict=False)],
+        odd={kind: [image(k) for k in at[:ODD]] for kind, at in shown["odd"].items()},
         limit={"groups": GROUPS, "images": IMAGES, "suspects": SUSPECTS, "odd": ODD, "rows": ROWS},
     )
     write_atomic(path, page)
-
-
-def _shown(images: Gallery, position: int) -> dict[str, Any]:
-    return images.facts(position) | {"uri": _thumbnail(images.original(position).image)}
 
 
 def _thumbnail(image: Image.Image) -> str:
@@ -76,5 +68,3 @@ def _thumbnail(image: Image.Image) -> str:
     content = io.BytesIO()
     small.save(content, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-
-
