@@ -68,6 +68,7 @@ class Trainer(lightning.Trainer):
         datamodule: ImageDataModule,
         out: Path = Path("audit"),
         runs: list[str] | None = None,
+        predictions: list[Path] | None = None,
         drop_label_errors: bool = False,
         strict: bool = False,
     ) -> None:
@@ -79,12 +80,14 @@ class Trainer(lightning.Trainer):
             out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
             runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
                 each `--run DIR` adds one.
+            predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the
+                probability of each class. They must come from models that were not trained on the image.
             drop_label_errors: Leave such training images out of the cleaned table.
             strict: Exit with 1 if anything was found.
         """
         from imgcls.commands.audit import audit
 
-        found = audit(datamodule, Path(out), runs or [], drop_label_errors)
+        found = audit(datamodule, Path(out), runs or [], predictions or [], drop_label_errors)
         if strict and any(found.values()):
             raise SystemExit(1)
 

@@ -385,10 +385,34 @@ def test_classes_in_another_order_are_matched_by_name_and_runs_averaged(tmp_path
         (run / "predictions/val.csv").write_text("index,path\n0,x\n1,y\n")
         logits = np.log([[0.9, 0.1], [0.2, 0.8]])
         np.savez(run / "predictions/val.npz", logits=logits)
-    found = held_out(find_runs([str(tmp_path)]), ["y", "z", "x"], ["a", "b"])
+    found = held_out(find_runs([str(tmp_path)]), [], ["y", "z", "x"], ["a", "b"])
     assert np.isnan(found[1]).all() and np.allclose(found[[2, 0]], 0.5)
-    first = held_out(find_runs([str(tmp_path / "1")]), ["x"], ["a", "b"])
+    first = held_out(find_runs([str(tmp_path / "1")]), [], ["x"], ["a", "b"])
     assert np.allclose(first, [[0.1, 0.9]])
+
+
+def test_predictions_from_elsewhere_do_as_well(imgcls, mislabelled):
+    root, moved = mislabelled
+    names = sorted(p.name for p in root.iterdir())
+    lines = []
+    for path in sorted(root.rglob("*.png")):
+        pixels = np.asarray(Image.open(path)).mean((0, 1))
+        shown = {"red fox": 0, "grüner Frosch": 1, "blue bird": 2}
+        score = np.exp([pixels[shown[name]] / 40 for name in names])
+        name = str(path.relative_to(root))
+        lines.append({"path": name, **dict(zip(names, (score / score.sum()).round(6), strict=True))})
+    table = write_table(Path("p.csv"), lines)
+    code, _, err = imgcls("audit", *audit_words(root), f"--predictions=[{table}]")
+    assert code == 0, err
+    result = json.loads(Path("audit/audit.json").read_text())
+    assert {row["name"] for row in result["label_errors"]} == moved and result["predicted"] == 60
+    for wrong, text in (({"red fox": 2}, "no probabilities"), ({"red fox": "much"}, "cannot be read")):
+        write_table(Path("p.csv"), [line | wrong for line in lines])
+        code, _, err = imgcls("audit", *audit_words(root), f"--predictions=[{table}]", "--out=other")
+        assert code == 2 and "--predictions p.csv" in err and text in err
+    write_table(Path("p.csv"), [{"path": "x", "redfox": 1}])
+    code, _, err = imgcls("audit", *audit_words(root), f"--predictions=[{table}]", "--out=other")
+    assert code == 2 and "has no column" in err
 
 
 def test_large_jpegs_and_turned_ones_keep_their_size(tmp_path):

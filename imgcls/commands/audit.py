@@ -70,19 +70,24 @@ class Images:
         """Pixels of an image."""
         return self.sources[self.rank[position]].original(int(self.number[position])).image
 
+    def telling_first(self, groups: list[list[int]]) -> list[list[int]]:
+        """Groups over several parts before those over several classes, and the others last."""
+        return sorted(groups, key=lambda g: (len(set(self.rank[g])) == 1, len(set(self.label[g])) == 1))
+
     def facts(self, position: int) -> dict[str, Any]:
         """Part, name and label of an image."""
         label = self.class_names[self.label[position]]
         return {"part": self.part(position), "name": self.names[position], "label": label}
 
 
-def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: bool) -> Found:
+def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[Path], drop_label_errors: bool) -> Found:
     """Look through all images of a data set and write audit.html, audit.json and clean.csv.
 
     Args:
         data: The data module, not set up yet.
         out: Folder for them.
         runs: Runs, or folders of runs, whose held-out predictions tell which labels are probably wrong.
+        predictions: Tables of such predictions from elsewhere.
         drop_label_errors: Leave such training images out of the cleaned table.
 
     Returns:
@@ -92,7 +97,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
         raise UserError(f"--out {out}: is no folder of an earlier audit and not empty; name another")
     started = time.perf_counter()
     _open(data)
-    predicted = find_runs(runs, "--run")
+    write_json(out / "audit.json", {})  # from here on the folder is an audit's
+    find_runs(runs, "--run")  # a mistake is told before the images are read
     images = Images(data)
     read = time.perf_counter()
     broken = np.array([bool(reason) for reason in images.reason])
@@ -105,7 +111,9 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
     pairs = distinct[pairs]
     near = groups_of(pairs, len(images))
     compared = time.perf_counter()
-    probability = held_out(predicted, images.names, data.class_names) if predicted else None
+    probability = None
+    if runs or predictions:
+        probability = held_out(find_runs(runs, "--run"), predictions, images.names, data.class_names)
     suspects = np.empty(0, np.int64)
     if probability is not None:
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
@@ -116,9 +124,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
 
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
-    copies = members(exact)
+    copies, alike = images.telling_first(members(exact)), images.telling_first(members(near))
     two_labels = [g for g in copies if disagreeing(exact[g], images.label[g]).any()]
-    alike = members(near)
     result: dict[str, Any] = {
         **_overview(images, broken),
         "found": {},
@@ -135,7 +142,6 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], drop_label_errors: 
         "predicted": 0 if probability is None else len(known),
         "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
     }
-    out.mkdir(parents=True, exist_ok=True)
     kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(PARTS)}
     table = [(part, data.parts[part][0], kept[part]) for part in reversed(PARTS)]
     result["clean"] = write_clean_table(out, table, data.class_names)
@@ -178,7 +184,8 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
     whole = np.flatnonzero(~broken)
     size = images.size[whole]
     short, long = np.sort(size, axis=1).T if len(whole) else np.empty((2, 0))
-    spread = images.gray[whole].reshape(len(whole), -1).std(axis=1, dtype=np.float32)
+    blocks = np.array_split(images.gray[whole], len(whole) // 4096 + 1)
+    spread = np.concatenate([block.std(axis=(1, 2), dtype=np.float32) for block in blocks])
     odd = {
         "blank": whole[spread < BLANK],
         "tiny": whole[short < TINY * np.median(short)] if len(whole) else whole,
