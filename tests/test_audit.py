@@ -338,6 +338,7 @@ def mislabelled(photos, tmp_path) -> tuple[Path, set[str]]:
     return root, moved
 
 
+@pytest.mark.slow
 def test_runs_of_all_folds_tell_which_labels_are_wrong(imgcls, mislabelled):
     root, moved = mislabelled
     words = ["--config", ROOT / "configs/data/folder.yaml", "--config", ROOT / "configs/model/cnn.yaml", *QUIET]

@@ -97,8 +97,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         raise UserError(f"--out {out}: is no folder of an earlier audit and not empty; name another")
     started = time.perf_counter()
     _open(data)
+    predicted_by = find_runs(runs, "--run")
     write_json(out / "audit.json", {})  # from here on the folder is an audit's
-    find_runs(runs, "--run")  # a mistake is told before the images are read
     images = Images(data)
     read = time.perf_counter()
     broken = np.array([bool(reason) for reason in images.reason])
@@ -113,7 +113,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     compared = time.perf_counter()
     probability = None
     if runs or predictions:
-        probability = held_out(find_runs(runs, "--run"), predictions, images.names, data.class_names)
+        probability = held_out(predicted_by, predictions, images.names, data.class_names)
     suspects = np.empty(0, np.int64)
     if probability is not None:
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
