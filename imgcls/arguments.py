@@ -75,16 +75,17 @@ def _audit(words: list[str]) -> list[str]:
         data = read_config(find_runs(runs, "--run")[0].folder.config)["data"]
         words = ["--config", json.dumps({"data": data | {"init_args": data["init_args"] | {"augment": None}}}), *words]
     words = _with_any_model("audit", words)
-    return [*words, *([f"--runs={json.dumps(runs)}"] if runs else []), "--data.on_error=skip"]
+    given = [f"--runs={json.dumps(runs)}"] if runs else []
+    return [*words, *given, *(["--data.on_error=skip"] if given or _names("data", words) else [])]
 
 
 def _with_any_model(verb: str, words: list[str]) -> list[str]:
-    without = verb in DATA_ONLY and not _names_a_model(words)
+    without = verb in DATA_ONLY and not _names("model", words)
     return ["--config", json.dumps({"model": ANY_MODEL}), *words] if without else words
 
 
-def _names_a_model(words: Sequence[str]) -> bool:
-    return any(w.startswith("--model") for w in words) or any("model" in read_config(f) for f in config_files(words))
+def _names(part: str, words: Sequence[str]) -> bool:
+    return any(w.startswith(f"--{part}") for w in words) or any(part in read_config(f) for f in config_files(words))
 
 
 def refuse_overruled(arguments: Sequence[str]) -> None:

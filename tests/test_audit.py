@@ -264,6 +264,11 @@ def test_the_cleaned_table_trains_as_it_is(imgcls, planted):
     assert json.loads(Path("audit/audit.json").read_text())["left_out"] == []
 
 
+def test_without_data_a_line_says_so(imgcls):
+    code, _, err = imgcls("audit")
+    assert code == 2 and "no data given" in err
+
+
 def test_strict_tells_a_script(imgcls, planted, photos):
     with pytest.raises(SystemExit) as end:
         imgcls("audit", *audit_words(planted), "--strict=true")
@@ -369,8 +374,9 @@ def test_predictions_of_other_data_are_refused(imgcls, tmp_path, photos):
     (run / "environment.json").write_text(json.dumps({"data": {"class_names": ["red fox", "blue burd"]}}))
     code, _, err = imgcls("audit", *audit_words(photos), "--run", run)
     assert code == 2 and "--run" in err and "classes" in err
-    code, _, err = imgcls("audit", *audit_words(photos), "--run", "nowhere")
-    assert code == 2 and "--run nowhere: there is no such folder" in err
+    for words in (audit_words(photos), []):
+        code, _, err = imgcls("audit", *words, "--run", "nowhere")
+        assert code == 2 and "--run nowhere: there is no such folder" in err
     names = sorted(p.name for p in photos.iterdir())
     (run / "environment.json").write_text(json.dumps({"data": {"class_names": names}}))
     code, _, err = imgcls("audit", *audit_words(photos), "--run", run)
