@@ -69,7 +69,7 @@ def _audit(words: list[str]) -> list[str]:
         runs.append(run)
         run, words = _take(words, "--run")
     words = expand_configs(words)
-    if runs and not config_files(words) and not any(w.startswith("--data=") for w in words):
+    if runs and not any("data" in read_config(file) for file in config_files(words)):
         from imgcls.runs.groups import find_runs
 
         data = read_config(find_runs(runs, "--run")[0].folder.config)["data"]

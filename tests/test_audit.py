@@ -21,6 +21,7 @@ from imgcls.runs.held_out import held_out
 
 from .conftest import QUIET, ROOT, write_image
 from .test_data import write_table
+from .test_nasty_files import BROKEN, ODD, write_broken, write_odd
 
 
 def picture(seed: int, size: tuple[int, int] = (96, 80)) -> Image.Image:
@@ -264,6 +265,21 @@ def test_the_cleaned_table_trains_as_it_is(imgcls, planted):
     assert json.loads(Path("audit/audit.json").read_text())["left_out"] == []
 
 
+def test_odd_files_are_read_as_they_are_stored_and_broken_ones_named(imgcls, tmp_path):
+    write_odd(tmp_path / "nasty" / "odd")
+    for k in range(14):
+        write_image(tmp_path / "nasty" / "ok" / f"{k}.png", 0, seed=k)
+    write_broken(tmp_path / "nasty" / "ok")
+    code, _, err = imgcls("audit", *audit_words(tmp_path / "nasty"))
+    assert code == 0, err
+    result = json.loads(Path("audit/audit.json").read_text())
+    broken = {row["name"].removeprefix("ok/"): row["reason"] for row in result["broken"]}
+    assert broken.keys() == BROKEN.keys() and all(BROKEN[name] in reason for name, reason in broken.items())
+    modes = {"CMYK": 1, "I;16": 1, "RGBA": 1, "P": 2, "L": 1, "RGB": 14 + len(ODD) - 6}
+    assert result["modes"] == modes
+    assert {image["name"] for image in result["odd"]["elongated"]} == {"odd/wide.png", "odd/tall.png"}
+
+
 def test_without_data_a_line_says_so(imgcls):
     code, _, err = imgcls("audit")
     assert code == 2 and "no data given" in err
@@ -428,14 +444,18 @@ def test_large_jpegs_and_turned_ones_keep_their_size(tmp_path):
     picture(0, (2400, 1600)).save(tmp_path / "large.jpg")
     picture(1, (64, 40)).save(tmp_path / "turned.jpg", exif=exif)
     picture(1, (64, 40)).save(tmp_path / "plain.jpg")
+    Image.open(tmp_path / "plain.jpg").save(tmp_path / "plain.png")  # the same pixels in another format
     from imgcls.data.files import FilesData
 
     data = FilesData(["a"], root=str(tmp_path))
     source = data.open("test")
-    found = survey(source, np.arange(3))
+    found = survey(source, np.arange(4))
     assert dict(zip(source.names, found.size.tolist(), strict=True)) == {
         "large.jpg": [2400, 1600],
         "turned.jpg": [40, 64],
         "plain.jpg": [64, 40],
+        "plain.png": [64, 40],
     }
-    assert len(set(found.digest.tolist())) == 3 and source.original(0).image.size == (1200, 800)
+    digest = dict(zip(source.names, found.digest.tolist(), strict=True))
+    assert digest["plain.jpg"] == digest["plain.png"] and len(set(digest.values())) == 3
+    assert source.original(source.names.index("large.jpg")).image.size == (1200, 800)
