@@ -19,6 +19,10 @@ VERBS = {
     ),
     "explain": (TRAINER, "what layers respond to, where classes are seen: --run RUN_DIR [--images FILES] [--out DIR]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
+    "audit": (
+        TRAINER,
+        "broken images, duplicates, leaks, wrong labels; a clean table: --config FILE… [--run RUN_DIR]",
+    ),
     "pack": (TRAINER, "images into shards, to stream from a disk or a store: --config FILE… --out FOLDER"),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),

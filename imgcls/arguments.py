@@ -27,6 +27,8 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     # W&B's agent writes values as Python does; true, null and lists are what the parser knows
     verb, words = arguments[0], [re.sub(r"=(None|True|False)$", _as_yaml, word) for word in arguments[1:]]
     resume, words = _take(words, "--resume")
+    if verb == "audit":
+        return [verb, *_audit(words)]
     run, words = _take(words, "--run")
     if verb == "fit" and resume is None and (run_again := slurm.unfinished_run()):
         # its config says what the other words said; merged again, lists that they append to would grow
@@ -43,10 +45,7 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
         if verb in ("validate", "test", "predict", "explain") and not any(w.startswith("--ckpt_path") for w in words):
             if not {"-h", "--help", "--print_config"} & {w.partition("=")[0] for w in words}:
                 raise UserError(f"{verb} needs a trained run: --run RUN_DIR")
-        words = expand_configs(words)
-        if verb in DATA_ONLY and not _names_a_model(words):
-            words = ["--config", json.dumps({"model": ANY_MODEL}), *words]
-        return [verb, *words]
+        return [verb, *_with_any_model(verb, expand_configs(words))]
     if verb == "fit":
         raise UserError(f"--run goes with a trained run's verbs; use --resume {run}, or --config {run}/config.yaml")
     folder = RunFolder.existing(run, "--run")
@@ -59,8 +58,31 @@ def expand_arguments(arguments: Sequence[str]) -> list[str]:
     return [verb, *written, *expand_configs(words)]
 
 
-def _names_a_model(words: Sequence[str]) -> bool:
-    return any(w.startswith("--model") for w in words) or any("model" in read_config(f) for f in config_files(words))
+def _audit(words: list[str]) -> list[str]:
+    """Several runs; the first one's data unless other data is given. What cannot be read is found, not an error."""
+    run, words = _take(words, "--run")
+    runs = []
+    while run is not None:
+        runs.append(run)
+        run, words = _take(words, "--run")
+    words = expand_configs(words)
+    if runs and not any("data" in read_config(file) for file in config_files(words)):
+        from imgcls.runs.groups import find_runs
+
+        data = read_config(find_runs(runs, "--run")[0].folder.config)["data"]
+        words = ["--config", json.dumps({"data": data | {"init_args": data["init_args"] | {"augment": None}}}), *words]
+    words = _with_any_model("audit", words)
+    given = [f"--runs={json.dumps(runs)}"] if runs else []
+    return [*words, *given, *(["--data.on_error=skip"] if given or _names("data", words) else [])]
+
+
+def _with_any_model(verb: str, words: list[str]) -> list[str]:
+    without = verb in DATA_ONLY and not _names("model", words)
+    return ["--config", json.dumps({"model": ANY_MODEL}), *words] if without else words
+
+
+def _names(part: str, words: Sequence[str]) -> bool:
+    return any(w.startswith(f"--{part}") for w in words) or any(part in read_config(f) for f in config_files(words))
 
 
 def refuse_overruled(arguments: Sequence[str]) -> None:

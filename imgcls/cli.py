@@ -36,7 +36,7 @@ from imgcls.trainer import REFRESH, Trainer, plain_process_errors
 log = logging.getLogger(__name__)
 
 RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
-WITHOUT_RUN = ("preview", "pack", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
+WITHOUT_RUN = ("preview", "audit", "pack", "benchmark", "find_lr")  # they need no weights and leave no run's folder
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
 NOT_SAVED = (
     "config base run_dir run resume ckpt_path out count json rounds steps shard_mb size robustness_baseline".split()
@@ -83,6 +83,7 @@ class ImgclsCLI(LightningCLI):
             "test": loaders,
             "predict": loaders,
             "preview": {"model", "datamodule"},
+            "audit": {"model", "datamodule"},
             "pack": {"model", "datamodule"},
             "benchmark": {"model", "datamodule"},
             "find_lr": {"model", "datamodule"},
@@ -116,7 +117,9 @@ class ImgclsCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
         )
-        parser.add_argument("--run", type=str | None, help="validate, test, predict: the folder of a trained run.")
+        parser.add_argument(
+            "--run", type=str | None, help="validate, test, predict, audit: the folder of a trained run."
+        )
         parser.add_argument("--resume", type=str | None, help="fit: the folder of an interrupted run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -153,6 +153,35 @@ class Trainer(lightning.Trainer):
         print(f"pack: {out}" + (f", without {facts['skipped']}: {out}/skipped.csv" if facts["skipped"] else ""))
         return facts
 
+    def audit(
+        self,
+        model: Classifier,
+        datamodule: ImageDataModule,
+        out: Path = Path("audit"),
+        runs: list[str] | None = None,
+        predictions: list[Path] | None = None,
+        drop_label_errors: bool = False,
+        strict: bool = False,
+    ) -> None:
+        """Look through all images before training: broken ones, duplicates, leaks, two labels; after it, label errors.
+
+        Args:
+            model: Not used; verbs have it.
+            datamodule: The data.
+            out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
+            runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
+                each `--run DIR` adds one.
+            predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the
+                probability of each class. They must come from models that were not trained on the image.
+            drop_label_errors: Leave such training images out of the cleaned table.
+            strict: Exit with 1 if anything was found.
+        """
+        from imgcls.commands.audit import audit
+
+        found = audit(datamodule, Path(out), runs or [], predictions or [], drop_label_errors)
+        if strict and any(found.values()):
+            raise SystemExit(1)
+
     def benchmark(
         self,
         model: Classifier,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from imgcls.callbacks.figures import save
 from imgcls.callbacks.outputs import gather
 from imgcls.data.base import ImageDataModule
-from imgcls.data.sources import FeatureSource
+from imgcls.data.derived import FeatureSource
 from imgcls.errors import UserError
 from imgcls.evaluate.calibration import EDGES
 from imgcls.evaluate.evaluation import calibration, evaluation

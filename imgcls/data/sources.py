@@ -5,22 +5,36 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, encode_png, frame_batch, reason_of, stack
+from imgcls.data.decode import (
+    BrokenImage,
+    Frame,
+    Original,
+    decode,
+    decode_file,
+    encode_png,
+    frame_batch,
+    original,
+    original_bytes,
+    original_file,
+    reason_of,
+    stack,
+)
 from imgcls.data.sampling import Blocks
 from imgcls.errors import printable
 
 Batch = dict[str, Tensor]
 Part = Literal["train", "val", "test"]
+T = TypeVar("T")
 
 
 class Source(ABC):
@@ -63,6 +77,19 @@ class Source(ABC):
     def blocks(self, index: np.ndarray) -> Blocks | None:
         """Which of the images `index` (N,), ascending, are best read together; None where it does not matter."""
         return None
+
+    def original(self, number: int) -> Original:
+        """An image as it is stored.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        try:
+            return original_bytes(self.encoded(number))
+        except (MemoryError, BrokenImage):
+            raise
+        except Exception as error:  # parsers of damaged files raise anything
+            raise BrokenImage(self.names[number], reason_of(error)) from error
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -110,6 +137,10 @@ class ArraySource(Source):
         pixels = self.image[number].numpy()
         return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
+    def original(self, number: int) -> Original:  # noqa: D102
+        pixels = self.image[number].permute(1, 2, 0).numpy()
+        return original(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
 
@@ -148,6 +179,9 @@ class FileSource(Source):
 
     def file(self, number: int) -> Path:  # noqa: D102
         return self.root / self.paths[number]
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return original_file(self.root / self.paths[number])
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -192,83 +226,19 @@ class ItemSource(Source):
         digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
+    def original(self, number: int) -> Original:  # noqa: D102
+        return self._read(number, original)
+
     def _image(self, number: int, frame: Frame) -> Tensor:
+        return self._read(number, lambda image: decode(image, frame))
+
+    def _read(self, number: int, use: Callable[[Image.Image], T]) -> T:
         try:
-            return decode(self.items[number][0], frame)
+            return use(self.items[number][0])
         except MemoryError:
             raise
         except Exception as error:  # whatever the data set's reader meets in a damaged file
             raise BrokenImage(self.names[number], reason_of(error)) from error
-
-
-class JoinedSource(Source):
-    """Two sources one after the other: the pool from which folds are cut."""
-
-    def __init__(self, first: Source, second: Source) -> None:
-        super().__init__(np.concatenate([first.label, second.label]), [*first.names, *second.names])
-        self.first, self.second = first, second
-        self.in_memory = first.in_memory and second.in_memory
-        self.verified = first.verified and second.verified
-        shared = [name for name in first.columns if name in second.columns]
-        self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
-
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        number = np.asarray(index)
-        in_second = number >= len(self.first)
-        parts = [self.first.images(number[~in_second].tolist(), frame)] if not in_second.all() else []
-        parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
-        joined = torch.cat(parts)
-        return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
-
-    def encoded(self, number: int) -> bytes:  # noqa: D102
-        source, number = self._of(number)
-        return source.encoded(number)
-
-    def file(self, number: int) -> Path | None:  # noqa: D102
-        source, number = self._of(number)
-        return source.file(number)
-
-    def _of(self, number: int) -> tuple[Source, int]:
-        return (self.first, number) if number < len(self.first) else (self.second, number - len(self.first))
-
-    def stamps(self) -> np.ndarray | None:  # noqa: D102
-        first, second = self.first.stamps(), self.second.stamps()
-        return None if first is None or second is None else np.concatenate([first, second])
-
-    def describe(self, number: int) -> str:  # noqa: D102
-        source, number = self._of(number)
-        return source.describe(number)
-
-    def fingerprint(self) -> str:  # noqa: D102
-        return f"{self.first.fingerprint()}+{self.second.fingerprint()}"
-
-
-class FeatureSource(Source):
-    """Images of which features are known.
-
-    Args:
-        source: The images.
-        index: Which of them, (N,).
-        feature: (N, V, F) float32, V versions of each.
-    """
-
-    in_memory = True
-
-    def __init__(self, source: Source, index: np.ndarray, feature: Tensor) -> None:
-        super().__init__(source.label, source.names)
-        self.source, self.feature = source, feature
-        self.row = np.full(len(source), -1)
-        self.row[index] = np.arange(len(index))
-
-    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
-        """Features (B, V, F)."""
-        return self.feature[torch.from_numpy(self.row[list(index)])]
-
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return self.source.images(index, frame)
-
-    def fingerprint(self) -> str:  # noqa: D102
-        return self.source.fingerprint()
 
 
 class NumberedNames(Sequence[str]):
