@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
+from imgcls.data.batches import Batch, BatchDataset
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
 from imgcls.data.intake import OnError, Skipped, take_in
 from imgcls.data.options import check, cores, normalize, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
+from imgcls.data.sources import FeatureSource, JoinedSource, Part, Source
 from imgcls.errors import UserError
 
 
