@@ -15,10 +15,14 @@ VERBS = {
     "test": (TRAINER, "metrics and predictions on the test part: --run RUN_DIR"),
     "predict": (
         TRAINER,
-        "class names and probabilities: --run RUN_DIR [--data.root=FOLDER] [--out FILE.csv]",
+        "class names, probabilities: --run RUN_DIR [--data.root=FILE|FOLDER|'*.jpg'] [--out FILE] [--sort_into DIR]",
     ),
-    "explain": (TRAINER, "pictures of what each layer of a model responds to: --run RUN_DIR [--out FOLDER]"),
+    "explain": (TRAINER, "what layers respond to, where classes are seen: --run RUN_DIR [--images FILES] [--out DIR]"),
     "preview": (TRAINER, "a picture of the augmentation: --config FILE… [--out FILE.png]"),
+    "audit": (
+        TRAINER,
+        "broken images, duplicates, leaks, wrong labels; a clean table: --config FILE… [--run RUN_DIR]",
+    ),
     "pack": (TRAINER, "images into shards, to stream from a disk or a store: --config FILE… --out FOLDER"),
     "find_lr": (TRAINER, "a learning rate to start from: --config FILE… [--out FILE.png]"),
     "benchmark": (TRAINER, "where the time goes, against a bare loop: --config FILE… [--json FILE]"),

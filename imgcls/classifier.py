@@ -68,6 +68,11 @@ class Classifier(LightningModule):
         channels_last: bool | None = None,
     ) -> None:
         super().__init__()
+        if num_classes < 2:
+            raise UserError(
+                "data: has one class only, and a classifier tells at least two apart; is --data.root the folder whose "
+                "sub-folders are the classes?"
+            )
         self.backbone = backbone(channels, image_size)
         self.dropout = nn.Dropout(dropout)
         self.finetune = finetune or Full()
@@ -215,6 +220,7 @@ class Classifier(LightningModule):
             return  # resumed at the very end of an epoch
         loss, right, count = self.trainer.strategy.reduce(self.train_totals, reduce_op="sum").tolist()
         self.train_totals = None
+        self._log_position()
         self.log("train/loss", loss / count, prog_bar=True)
         self.log("train/acc", right / count, prog_bar=True)
         if self.finetune.solves:
@@ -252,7 +258,13 @@ class Classifier(LightningModule):
         """Log each metric once; torchmetrics sums over all processes."""
         self._log_epoch("test")
 
+    def _log_position(self) -> None:
+        """Say which epoch and step figures belong to: Lightning's own count of steps differs after some resumes."""
+        self.log("epoch", float(self.current_epoch))
+        self.log("step", float(self.global_step))
+
     def _log_epoch(self, stage: str) -> None:
+        self._log_position()
         for name, value in self.metrics[stage].collect().items():  # type: ignore[operator]
             self.log(name, value, prog_bar=name in ("val/loss", "val/acc"))
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from imgcls.arguments import expand_arguments, refuse_overruled
+from imgcls.arguments import config_folders, expand_arguments, refuse_overruled
 from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Signals
 from imgcls.callbacks.evaluation import Evaluation
 from imgcls.callbacks.nonfinite import NonFinite
@@ -32,12 +31,12 @@ from imgcls.load import read_checkpoint
 from imgcls.loggers import build_loggers
 from imgcls.runs.folder import RunFolder, read_json
 from imgcls.runs.record import without_keys
-from imgcls.trainer import REFRESH, Trainer
+from imgcls.trainer import REFRESH, Trainer, plain_process_errors
 
 log = logging.getLogger(__name__)
 
 RUN_DIR, BATCH_SIZE = "IMGCLS_RUN_DIR", "IMGCLS_BATCH_SIZE"
-WITHOUT_RUN = ("preview", "pack", "benchmark", "find_lr")  # verbs that need no weights and leave no run's folder
+WITHOUT_RUN = ("preview", "audit", "pack", "benchmark", "find_lr")  # they need no weights and leave no run's folder
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
 NOT_SAVED = (
     "config base run_dir run resume ckpt_path out count json rounds steps shard_mb size robustness_baseline".split()
@@ -84,6 +83,7 @@ class ImgclsCLI(LightningCLI):
             "test": loaders,
             "predict": loaders,
             "preview": {"model", "datamodule"},
+            "audit": {"model", "datamodule"},
             "pack": {"model", "datamodule"},
             "benchmark": {"model", "datamodule"},
             "find_lr": {"model", "datamodule"},
@@ -117,7 +117,9 @@ class ImgclsCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
         )
-        parser.add_argument("--run", type=str | None, help="validate, test, predict: the folder of a trained run.")
+        parser.add_argument(
+            "--run", type=str | None, help="validate, test, predict, audit: the folder of a trained run."
+        )
         parser.add_argument("--resume", type=str | None, help="fit: the folder of an interrupted run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -139,7 +141,7 @@ class ImgclsCLI(LightningCLI):
         arguments = expand_arguments(self.arguments)
         self._refuse_abbreviations(arguments)
         refuse_overruled(arguments)
-        self.config_folders = _config_folders(config_files(arguments))
+        self.config_folders = config_folders(config_files(arguments))
         sys.path += [folder for folder in self.config_folders if folder not in sys.path]
         try:
             self.config = parser.parse_args(arguments)
@@ -199,7 +201,8 @@ class ImgclsCLI(LightningCLI):
             run = RunFolder(given)
         else:
             run = RunFolder.new(self._experiment(), config.seed_everything)
-        if self.subcommand == "fit" and not config.ckpt_path and run.config.exists() and RUN_DIR not in os.environ:
+        goes_on = config.get("resume") or config.get("ckpt_path") or RUN_DIR in os.environ
+        if self.subcommand == "fit" and run.config.exists() and not goes_on:
             raise UserError(
                 f"--run_dir {run.path}: holds a run already; resume it with --resume {run.path} or name another"
             )
@@ -234,7 +237,7 @@ class ImgclsCLI(LightningCLI):
             Outputs(self.run),
             Evaluation(self.run, config["calibrate"]),
             RunRecord(self.run, text, config["seed_everything"], self.config_folders),
-            PredictionTable(self.run.predictions / "predict.csv"),
+            PredictionTable(self.run),
             Signals(self.run),
         ]
         if config["robustness"] or config["robustness_baseline"]:
@@ -250,7 +253,10 @@ class ImgclsCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["trainer"]["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)  # type: ignore[return-value]
+        with plain_process_errors():
+            trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
+        trainer.check_processes()
+        return trainer
 
     def _choose_batch_size(self) -> None:
         """Measure once: processes that Lightning starts for DDP take over the choice of the first."""
@@ -309,12 +315,3 @@ class ImgclsCLI(LightningCLI):
         for name, value in sorted(metrics.items()):
             print(f"  {name:<24}{value if isinstance(value, int | None) else format(value, '.4f')}")
         print(f"\nrun: {self.run.path}\nreport: {self.run.report}")
-
-
-def _config_folders(files: Sequence[Path]) -> list[str]:
-    """Where a class named in a config may stand: beside the config, or beside those from which a run was made."""
-    folders: dict[str, None] = {}
-    for file in files:
-        recorded = read_json(file.with_name("environment.json")).get("config_folders", [])
-        folders |= dict.fromkeys([str(file.resolve().parent), *recorded])
-    return list(folders)

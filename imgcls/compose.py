@@ -36,7 +36,7 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """The files of `--config` in the order given."""
-    pairs = zip(arguments, list(arguments[1:]) + [""], strict=True)
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)  # without arguments there is no pair
     given = [w.partition("=")[2] or after for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
     return [Path(value) for value in given if not value.startswith("{")]  # predict writes one on the fly
 

@@ -23,6 +23,8 @@ def explain(message: str, arguments: Sequence[str], options: Iterable[str]) -> s
     top_level = sorted({option.partition(".")[0] for option in options})
     if found := re.search(r"unrecognized arguments: (.*)", text):
         word = found[1].split()[0]
+        if not word.startswith("-"):
+            return f"{word}: belongs to no option (a pattern such as '*.jpg' needs quotes, or the shell replaces it)"
         key = word.lstrip("-").partition("=")[0]
         known = top_level if "." not in key else [*options, *(f"{t}." + key.split(".", 1)[1] for t in top_level)]
         return f"{word.partition('=')[0]}: there is no such option{near(key, known)}"

@@ -1,12 +1,91 @@
+import logging
 import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import yaml
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.runs.folder import RunFolder
+
+log = logging.getLogger(__name__)
+ANSWER_SECONDS = 5.0  # a server that takes longer is not waited for
+
+
+class Wandb(WandbLogger):
+    """W&B's record, without which training goes on: whatever happens to it costs one warning."""
+
+    lost = False
+
+    @property
+    def experiment(self) -> Any:
+        """W&B's run; offline where the server does not let it begin."""
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.errors.Error as error:
+            log.warning(f"W&B: {_line(error)}; the record stays in {self.save_dir}/wandb")
+            self._wandb_init |= {"mode": "offline"}
+            return super().experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
+        with self._surviving():
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with self._surviving():
+            super().log_hyperparams(*args, **kwargs)
+
+    @rank_zero_only
+    def log_image(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        with self._surviving():
+            super().log_image(*args, **kwargs)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:  # noqa: D102
+        with self._surviving():
+            super().finalize(status)
+
+    @rank_zero_only
+    def summarize(self, values: Mapping[str, float], kept: bool = False) -> None:
+        """Set values of the summary; with `kept`, what is logged under their names later does not change them."""
+        with self._surviving():
+            for name in values if kept else ():  # by name: Lightning has defined *, which would win over val/*
+                self.experiment.define_metric(name, step_metric="trainer/global_step", summary="none")
+            self.experiment.summary.update(values)
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # those of a service that is gone are of many kinds
+            if not self.lost:
+                log.warning(
+                    f"W&B: its record ends here ({_line(error)}); training goes on, metrics.csv has every epoch, and "
+                    f"`wandb sync {self.save_dir}/wandb/*run-*` sends what there is"
+                )
+            self.lost = True
+            # W&B says goodbye to its service when Python ends, and would say at length that it is gone
+            sys.unraisablehook = _quiet_about_connections
+
+
+def _quiet_about_connections(report: Any) -> None:
+    if not isinstance(report.exc_value, ConnectionError):
+        sys.__unraisablehook__(report)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text: str) -> list[Logger]:
@@ -27,20 +106,25 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
     for logger in configured if isinstance(configured, list) else [configured]:
         module, _, name = logger.class_path.rpartition(".")
         options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
+        kind = getattr(import_module(module), name)
         if name == "WandbLogger":
+            kind = Wandb
             options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
-        loggers.append(getattr(import_module(module), name)(**{k: v for k, v in options.items() if v is not None}))
+        loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
     return loggers
 
 
 def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, config: dict[str, Any]) -> dict[str, Any]:
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a killed run loses 1 s, not 15
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # what was not sent by then is sent by `wandb sync`
     name = run.path.name
     chosen = {"save_dir": str(run.path.resolve()), "name": options["name"] or name, "id": options["id"] or name}
     chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
     chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
     chosen |= {"tags": options.get("tags") or _tags(config)}
-    if not options["offline"] and "WANDB_MODE" not in os.environ and (reason := _wandb_unusable()):
+    online = not options["offline"] and os.environ.get("WANDB_MODE", "online") == "online"
+    if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
         rank_zero_only(print)(f"W&B: {reason}; the record stays in {run.path}/wandb")
     return chosen
@@ -58,7 +142,22 @@ def _wandb_unusable() -> str | None:
     """Why runs cannot be sent to W&B now; None if they can."""
     import wandb
 
+    url = wandb.setup().settings.base_url
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    if ("WANDB_API_KEY" in os.environ or netrc.is_file()) and (reason := _silent(url)):  # login would wait far longer
+        return f"{url} cannot be reached ({reason})"
     try:
         return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
-    except wandb.errors.Error as error:
-        return " ".join(str(error).split())
+    except (wandb.errors.Error, ValueError) as error:
+        return _line(error)
+
+
+def _silent(url: str) -> str | None:
+    """Why a server does not answer; None if it does."""
+    try:
+        with urlopen(url, timeout=ANSWER_SECONDS):
+            return None
+    except HTTPError:
+        return None  # also an answer
+    except OSError as error:
+        return _line(error)

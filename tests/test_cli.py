@@ -104,7 +104,9 @@ def test_predict_reads_any_folder(imgcls):
     assert code == 0, err
     assert [r["path"] for r in rows("p.csv")] == ["a b.png", "sub/ü.jpg"]
     Path("images/broken.png").write_bytes(b"no image")
-    code, _, err = imgcls("predict", "--run", run, "--data.root=images", "--trainer.enable_progress_bar=false")
+    code, _, err = imgcls(
+        "predict", "--run", run, "--data.root=images", "--data.on_error=raise", "--trainer.enable_progress_bar=false"
+    )
     assert code == 2 and "broken.png: cannot be read as an image" in err
 
 

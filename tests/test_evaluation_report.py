@@ -14,7 +14,8 @@ import torch
 from scipy.special import softmax
 
 from imgcls.callbacks.robustness import relative_error
-from imgcls.data.sources import ArraySource, JoinedSource
+from imgcls.data.derived import JoinedSource
+from imgcls.data.sources import ArraySource
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.evaluate.accuracy import interval

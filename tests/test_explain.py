@@ -1,13 +1,17 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from imgcls.commands.explain import last_module
-from imgcls.evaluate.responses import Patch, _by_channel, strongest_patches
+from imgcls.commands.explain import _telling, class_maps, last_module, overlay
+from imgcls.evaluate.responses import Patch, by_channel, strongest_patches
+from imgcls.load import load_data, load_run
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.record import softmax
 
-from .conftest import TINY
+from .conftest import QUIET, ROOT, TINY
 
 
 def test_the_patch_is_where_the_pattern_is():
@@ -25,8 +29,8 @@ def test_the_patch_is_where_the_pattern_is():
 @pytest.mark.parametrize(
     "shape, channels", [((2, 5, 7, 7), 5), ((2, 7, 7, 5), 5), ((2, 49, 5), 5), ((2, 5), 5), ((2, 7, 3, 3), 7)]
 )
-def test_every_kind_of_output_is_read_by_channel(shape, channels):
-    assert _by_channel(torch.zeros(shape)).shape[:2] == (2, channels)
+def test_every_kind_of_output_is_readby_channel(shape, channels):
+    assert by_channel(torch.zeros(shape)).shape[:2] == (2, channels)
 
 
 def test_a_run_is_explained(imgcls):
@@ -34,8 +38,73 @@ def test_a_run_is_explained(imgcls):
     code, out, err = imgcls("explain", "--run", "run")
     assert code == 0, err
     assert "what 2 layers respond to" in out and Path("run/figures/layers.png").stat().st_size > 5_000
+    assert "where it sees a class in 16 images: run/figures/grad_cam.png" in out
+    assert Path("run/figures/grad_cam.png").stat().st_size > 20_000
     code, _, err = imgcls("explain")
     assert code == 2 and "explain needs a trained run: --run RUN_DIR" in err
+
+
+def test_mistakes_come_first_and_some_are_right(imgcls):
+    assert imgcls("fit", *TINY, "--run_dir", "run", "--test_after_fit=true")[0] == 0
+    data, run = load_data("run"), RunFolder("run")
+    data.setup("fit")
+    source, index = _telling(data, run, 12)
+    with np.load("run/predictions/test.npz") as arrays:
+        probability, label = softmax(arrays["logits"]), arrays["label"]
+    wrong = probability[index].argmax(1) != label[index]  # test images are numbered in the order of the record
+    assert source is data.parts["test"][0] and wrong.tolist() == [True] * 9 + [False] * 3
+    mistakes = probability.max(1)[probability.argmax(1) != label]
+    assert probability[index[:9]].max(1).tolist() == sorted(mistakes, reverse=True)[:9]
+    assert len(_telling(data, run, 1)[1]) == 1
+    # a record of other data says nothing of these
+    for part in ("test", "val"):
+        arrays = dict(np.load(f"run/predictions/{part}.npz"))
+        np.savez(f"run/predictions/{part}.npz", **arrays | {"label": (arrays["label"] + 1) % 10})
+    source, index = _telling(data, run, 12)
+    assert source is data.parts["val"][0] and index.tolist() == data.parts["val"][1][:12].tolist()
+
+
+def test_images_of_the_users_own_are_explained(imgcls, photos):
+    assert imgcls("fit", *TINY, "--run_dir", "run", "--test_after_fit=false")[0] == 0
+    code, out, err = imgcls("explain", "--run", "run", "--images", photos / "blue bird/0*.png", "--count=5", "--out=x")
+    assert code == 0, err
+    assert "where it sees a class in 5 images: x/grad_cam.png" in out and Path("x/layers.png").exists()
+    code, _, err = imgcls("explain", "--run", "run", "--images", "nothing")
+    assert code == 2 and "--images nothing: there is no such file or folder" in err
+    code, _, err = imgcls("explain", "--run", "run", "--count=0")
+    assert code == 2 and "--count 0: give at least 1" in err
+
+
+def test_the_classes_that_are_shown(imgcls):
+    assert imgcls("fit", *TINY, "--run_dir", "run", "--test_after_fit=false")[0] == 0
+    loaded, data = load_run("run"), load_data("run")
+    data.setup("fit")
+    source, index = data.parts["val"]
+    pictures, titles = class_maps(loaded.model, data, source, index[:10], torch.device("cpu"))
+    assert pictures.shape == (30, 3, 28, 28) and pictures.dtype == torch.uint8 and len(titles) == 30
+    logits = loaded.model(data.normalize(source.images(index[:10].tolist(), data.frame("val"))))
+    for k, order in enumerate(logits.argsort(1, descending=True).tolist()):
+        label = source.label[index[k]]
+        other = label if label != order[0] else order[1]
+        for picture, number in ((1, order[0]), (2, other)):
+            assert titles[3 * k + picture].split("\n")[1].rpartition(" ")[0] == data.class_names[number]
+        assert titles[3 * k].endswith(f"is {data.class_names[label]}")
+        assert (pictures[3 * k] == source.images([index[k]], data.frame("val"))[0]).all()
+
+
+def test_a_map_that_is_nothing_leaves_the_image():
+    image = torch.arange(75, dtype=torch.uint8).view(3, 5, 5)
+    assert (overlay(image, torch.zeros(5, 5)) == (image.float().mean(0)).round()).all()
+    assert (overlay(image, torch.eye(5)) != overlay(image, torch.zeros(5, 5))).any(0).equal(torch.eye(5).bool())
+
+
+def test_a_network_without_maps_is_explained_by_its_layers(imgcls):
+    words = ["--config", ROOT / "experiments/cnn_or_mlp/mlp.yaml", *QUIET, "--trainer.limit_train_batches=2"]
+    words += ["--trainer.max_epochs=1", "--test_after_fit=false", "--run_dir", "run"]
+    code, _, err = imgcls("fit", *words)
+    assert code == 0, err
+    code, out, err = imgcls("explain", "--run", "run")
+    assert code == 0 and "a network without feature maps cannot tell" in out, err
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])

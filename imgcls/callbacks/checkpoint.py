@@ -57,8 +57,15 @@ class Signals(Callback):
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.asked, self.requeue = run, False, False
+        self.launcher: Any = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the place of Lightning's handlers, which are installed after this and removed at the end."""
+        self.launcher = trainer.strategy.launcher
+        if trainer.world_size > 1:
+            handler: Any = self._ask if stage == "fit" else self._stop
+            trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign]
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         environment = trainer._accelerator_connector.cluster_environment
         if stage == "fit" and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             signal.signal(environment.requeue_signal or signal.SIGUSR1, self._put_back)
@@ -66,12 +73,6 @@ class Signals(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.is_global_zero:
             slurm.remember(self.run)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace what Lightning has installed by now; it puts the handlers from before back at the end."""
-        if trainer.world_size > 1:
-            signal.signal(signal.SIGTERM, self._ask)
-            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -98,6 +99,11 @@ class Signals(Callback):
 
     def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self.launcher is not None:
+            self.launcher.kill(number)
+        raise SIGTERMException  # an evaluation has nothing to save
 
     def _put_back(self, number: int, frame: Any) -> None:
         self.requeue = True

@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 from matplotlib.figure import Figure
 
 from imgcls.callbacks.figures import save
 from imgcls.callbacks.outputs import gather
 from imgcls.data.base import ImageDataModule
-from imgcls.data.sources import FeatureSource
+from imgcls.data.derived import FeatureSource
 from imgcls.errors import UserError
 from imgcls.evaluate.calibration import EDGES
 from imgcls.evaluate.evaluation import calibration, evaluation
+from imgcls.loggers import Wandb
 from imgcls.runs.calibration import temperature, write_calibration
 from imgcls.runs.folder import RunFolder, write_json
 from imgcls.runs.record import add_summary
@@ -66,8 +66,8 @@ class Evaluation(Callback):
         figures = {"reliability": reliability_figure(found), "risk_coverage": risk_coverage_figure(found)}
         pixels = {name: save(figure, self.run.figures / f"test_{name}.png") for name, figure in figures.items()}
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.summary.update(scores)
+            if isinstance(logger, Wandb):
+                logger.summarize(scores)
                 for name, image in pixels.items():
                     logger.log_image(f"test/{name}", [image])
 

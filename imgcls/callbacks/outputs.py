@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from imgcls.callbacks.figures import confusion_figure, image_grid, save
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
 from imgcls.evaluate.selective import margin
+from imgcls.loggers import Wandb
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import softmax, write_predictions
 
@@ -102,7 +102,7 @@ class Outputs(Callback):
             probability, label, index = softmax(arrays["logits"]), arrays["label"], arrays["index"]
         figures = self._figures(trainer.datamodule, part, probability, label, index)  # type: ignore[attr-defined]
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, Wandb):
                 for name, pixels in figures.items():
                     logger.log_image(f"{part}/{name}", [pixels])
 
@@ -131,10 +131,8 @@ def _summarize_in_wandb(trainer: Trainer) -> None:
     """Let W&B's summary show the epoch that is kept, as metrics.json does, and not the last one."""
     values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            for name in values:  # by name: Lightning has defined the pattern *, which would win over val/*
-                logger.experiment.define_metric(name, step_metric="trainer/global_step", summary="none")
-            logger.experiment.summary.update(values)
+        if isinstance(logger, Wandb):
+            logger.summarize(values, kept=True)
 
 
 def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -56,8 +56,7 @@ class RunRecord(Callback):
     def __init__(self, run: RunFolder, config: str, seed: int, config_folders: list[str]) -> None:
         self.run, self.config, self.seed, self.config_folders = run, config, seed, config_folders
         self.seconds, self.train_seconds, self.images = 0.0, 0.0, 0
-        self._started = self._epoch_started = 0.0
-        self._epoch_images = 0
+        self._started = self._since = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the folder."""
@@ -90,18 +89,20 @@ class RunRecord(Callback):
         self._skipped(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._epoch_started, self._epoch_images = time.perf_counter(), 0
+        self._since = time.perf_counter()
+
+    on_train_start = on_train_epoch_start  # a run that resumes in the middle of an epoch starts there
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._epoch_images += len(batch["index"])
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # validation comes after it
-            self.train_seconds += time.perf_counter() - self._epoch_started
-            self.images += self._epoch_images * trainer.world_size
+        now = time.perf_counter()
+        self.train_seconds += now - self._since  # up to here: validation and checkpoints come after it
+        self._since = now
+        self.images += len(batch["index"]) * trainer.world_size
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Summarise the epoch whose checkpoint was kept."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Summarise the epoch whose checkpoint was kept; also where a run was resumed of which all epochs were done."""
         self.seconds += time.perf_counter() - self._started
         if not trainer.is_global_zero:
             return
@@ -116,23 +117,17 @@ class RunRecord(Callback):
         summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
         speed = self.images / self.train_seconds if self.train_seconds else None
         summary |= {
-            "fit/epochs": trainer.current_epoch,
+            "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "fit/seconds": self.seconds,
             "fit/images_per_second": speed,
         }
         add_summary(self.run, summary)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._report(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._since = time.perf_counter()
         if trainer.state.fn == "validate":
             self._summarize(trainer, "val/")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero and data.on_error == "skip":
-            write_skipped(self.run.predictions / "skipped.csv", data.checked, _rows(data))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._summarize(trainer, "test/")
@@ -152,6 +147,13 @@ class RunRecord(Callback):
     def _report(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
             write_report(self.run)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write an epoch's row before the checkpoint that ends it: after a kill between the two it would be missing."""
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        if trainer.is_global_zero and epoch.processed > epoch.completed:
+            metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+            add_metrics(self.run, metrics, trainer.current_epoch, trainer.global_step)
 
     def state_dict(self) -> dict[str, float]:
         """Time and images so far, so that a resumed run reports its whole length."""

@@ -1,27 +1,48 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from imgcls.callbacks.figures import save
+from imgcls.callbacks.figures import image_grid, save
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
+from imgcls.data.files import FilesData
+from imgcls.data.sources import Source
+from imgcls.errors import UserError
+from imgcls.evaluate.confusion import worst_mistakes
+from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
 from imgcls.models.base import Stage
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.record import softmax
 
 IMAGES, LAYERS, CHANNELS, PATCHES = 1000, 8, 8, 4
 
 
-def explain(model: Classifier, data: ImageDataModule, device: torch.device, out: Path) -> None:
-    """Draw what the layers of a trained model respond to, from validation images.
+def explain(
+    model: Classifier,
+    data: ImageDataModule,
+    device: torch.device,
+    run: RunFolder,
+    out: Path,
+    images: str | None = None,
+    count: int = 16,
+) -> None:
+    """Draw what the layers of a trained model respond to, from validation images, and where it sees a class.
 
     Args:
         model: With its weights.
         data: The run's data.
         device: Where it is computed.
+        run: The run's folder, which says where the model was wrong.
         out: Folder for the pictures.
+        images: A file, a folder or a pattern of images to explain. Default: the most confident mistakes of the test,
+            or of validation, and some that are right.
+        count: How many of them at most.
     """
     data.prepare_data()
     data.setup("fit")
@@ -33,6 +54,94 @@ def explain(model: Classifier, data: ImageDataModule, device: torch.device, out:
     layers = strongest_patches(model.backbone, names, data.normalize(image).to(device), CHANNELS, PATCHES)
     save(layers_figure(layers, image), out / "layers.png")
     print(f"what {len(layers)} layers respond to: {out / 'layers.png'}")
+    if images is None:
+        source, index = _telling(data, run, count)
+    else:
+        source, index = _files(data, images), np.arange(count)
+        index = index[: len(source)]
+    pictures = class_maps(model, data, source, index, device)
+    if pictures is None:
+        print("where it sees a class: a network without feature maps cannot tell")
+    else:
+        save(image_grid(*pictures, columns=6), out / "grad_cam.png")
+        print(f"where it sees a class in {len(index)} images: {out / 'grad_cam.png'}")
+
+
+def _files(data: ImageDataModule, images: str) -> Source:
+    """Images without labels, framed as the run's are."""
+    frame = {k: getattr(data, k) for k in ("image_size", "channels", "interpolation", "crop_fraction")}
+    try:
+        files = FilesData(data.class_names, root=images, **frame).open("test")
+    except UserError as error:
+        raise UserError(str(error).replace("--data.root", "--images")) from error
+    assert files is not None  # it has found some
+    return files
+
+
+def _telling(data: ImageDataModule, run: RunFolder, count: int) -> tuple[Source, np.ndarray]:
+    """Where the run was most confidently wrong, and for a quarter where it was right; else validation images."""
+    for part in ("test", "val"):
+        record = run.predictions / f"{part}.npz"
+        if record.is_file():
+            with np.load(record) as arrays:
+                probability, label, index = softmax(arrays["logits"]), arrays["label"], arrays["index"]
+            data.setup("test" if part == "test" else "validate")
+            source = data.parts[part][0]
+            if index.max(initial=-1) < len(source) and (source.label[index] == label).all():  # it is of these data
+                right = np.flatnonzero(probability.argmax(1) == label)
+                wrong = worst_mistakes(probability, label, count - min(len(right), count // 4))
+                evenly = right[np.linspace(0, len(right) - 1, min(len(right), count - len(wrong))).astype(int)]
+                return source, index[[*wrong, *evenly]]
+    source, index = data.parts["val"]
+    return source, index[:count]
+
+
+def class_maps(
+    model: Classifier, data: ImageDataModule, source: Source, index: np.ndarray, device: torch.device
+) -> tuple[Tensor, list[str]] | None:
+    """Three pictures of each image: itself, and where the model sees the class that it predicts, and another.
+
+    The other class is the right one where the model is wrong, else the one that it takes for the second best.
+
+    Returns:
+        Pictures (3 N, 3, H, W) uint8 and a title for each; None if the network has no feature maps.
+    """
+    pictures: list[Tensor] = []
+    titles: list[str] = []
+    names = data.class_names
+    for first in range(0, len(index), 8):  # the gradient keeps all that a pass computes
+        chosen = index[first : first + 8]
+        image = source.images(chosen.tolist(), data.frame("val"))
+        pixels = data.normalize(image).to(device)
+        with torch.no_grad():
+            probability = model(pixels).float().softmax(1).cpu()
+        best = probability.topk(min(2, len(names)), 1).indices
+        label = torch.from_numpy(source.label[chosen])
+        other = torch.where((label >= 0) & (label != best[:, 0]), label, best[:, -1])
+        maps = grad_cam(model, pixels, torch.stack([best[:, 0], other], 1))
+        if maps is None:
+            return None
+        for k, number in enumerate(chosen.tolist()):
+            pictures += [image[k].expand(3, -1, -1), *(overlay(image[k], m) for m in maps[k].cpu())]
+            truth = f"is {names[label[k]]}" if label[k] >= 0 else ""
+            shown = [f"{names[c]} {probability[k, c]:.2f}" for c in (int(best[k, 0]), int(other[k]))]
+            titles += [f"{source.names[number].rpartition('/')[2]}\n{truth}", f"sees\n{shown[0]}", f"or\n{shown[1]}"]
+    return torch.stack(pictures), titles
+
+
+def overlay(image: Tensor, strength: Tensor) -> Tensor:
+    """A gray image with a map in colour over it.
+
+    Args:
+        image: (C, H, W) uint8.
+        strength: (H, W) in 0..1; where it is 0, the image is seen.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    gray = image.float().mean(0).expand(3, -1, -1)
+    color = torch.from_numpy(colormaps["inferno"](strength.numpy())[..., :3]).permute(2, 0, 1).float() * 255
+    return torch.lerp(gray, color, 0.7 * strength).round().to(torch.uint8)
 
 
 def last_module(stage: Stage) -> str:

@@ -38,7 +38,10 @@ def _finish_wandb(failed: bool) -> None:
     """Close the record now: a later run of the same process (a notebook, a test) would be added to this one."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(failed))
+        try:
+            wandb.finish(exit_code=int(failed))
+        except OSError:
+            pass  # its service is gone, and the logger has said so
 
 
 def _set_up_messages() -> None:

@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
+from imgcls.data.batches import BatchDataset, Loader
 from imgcls.data.cache import Caches
 from imgcls.data.decode import Frame, Interpolation
+from imgcls.data.derived import FeatureSource, JoinedSource
 from imgcls.data.intake import OnError, Skipped, take_in
 from imgcls.data.options import check, cores, normalize, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
-from imgcls.data.sources import Batch, BatchDataset, FeatureSource, JoinedSource, Part, Source
+from imgcls.data.sources import Batch, Part, Source
 from imgcls.errors import UserError
 
 
@@ -123,7 +125,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
         self.on_error, self.checked = on_error, set[Part]()
         self.skipped: list[Skipped] = []  # what was left out of the parts that were checked
-        self._resume_at = (0, 0)
+        self._resume_at, self.predict_from = (0, 0), 0
 
     @property
     def num_classes(self) -> int:
@@ -148,7 +150,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
-        self._take_in(*needed.get(stage, ("test",)))
+        if stage != "predict" or self.on_error == "raise":  # else it is seen while it is predicted
+            self._take_in(*needed.get(stage, ("test",)))
 
     def _take_in(self, *wanted: Part) -> None:
         parts = {part: (*self.parts[part], self.frame(part)) for part in wanted if part not in self.checked}
@@ -174,7 +177,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        self._carved_test = (pool, chosen.test)
+        self._carved_test = (pool, np.sort(chosen.test))
         if self.label_noise:
             noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
             self.parts["train"] = (pool.relabelled(noisy), chosen.train)
@@ -206,8 +209,6 @@ class ImageDataModule(LightningDataModule, ABC):
         sizes = len(index), self.batch_size, self.seed, *self._rank()
         batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index))
         batches.resume_at = self._resume_at
-        if self.trainer:  # workers of a resumed run load ahead before Lightning sets the epoch
-            batches.epoch = self.trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:
@@ -219,8 +220,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        """The test images."""
-        return self._eval_loader("test")
+        """The test images from `predict_from` on; with on_error=skip, what cannot be read is blank and in `broken`."""
+        return self._eval_loader("test", self.predict_from)
 
     def ordered_batches(self, part: Part, augmented: bool) -> DataLoader:
         """Each image of a part once, all in this process, loaded as for evaluation or as for augmentation."""
@@ -238,16 +239,17 @@ class ImageDataModule(LightningDataModule, ABC):
         source, index = self.parts[part]
         self.parts[part] = (FeatureSource(source, index, feature), index)
 
-    def _eval_loader(self, part: Part) -> DataLoader:
-        return self._loader(part, EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank()))
+    def _eval_loader(self, part: Part, start: int | None = None) -> DataLoader:
+        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
+        return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 
-    def _loader(self, part: Part, batches: TrainBatches | EvalBatches, frame: Frame | None = None) -> DataLoader:
+    def _loader(self, part: Part, batches: Sampler, frame: Frame | None = None, go_on: bool = False) -> DataLoader:
         source, index = self.parts[part]
         spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
         workers = spare if self.num_workers is None else self.num_workers
         frame = frame or self.frame(part)
-        return DataLoader(
-            BatchDataset(self.caches.cached(source, index, frame), index, frame),
+        return Loader(
+            BatchDataset(self.caches.cached(source, index, frame), index, frame, go_on),
             sampler=batches,
             batch_size=None,
             num_workers=workers,

@@ -2,15 +2,15 @@
 
 import io
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
@@ -19,6 +19,7 @@ from imgcls.errors import UserError, printable
 
 Interpolation = Literal["bilinear", "bicubic"]
 EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif".split())
+LARGE = 1024  # pixels of the shorter side
 
 
 @dataclass(frozen=True)
@@ -55,34 +56,89 @@ class BrokenImage(UserError):
         )
 
 
+@dataclass(frozen=True)
+class Original:
+    """An image as it is stored, unframed.
+
+    Attributes:
+        size: Width and height in pixels, upright.
+        mode: How colours are stored, in Pillow's words: L, RGB, RGBA, P, CMYK, I;16 …
+        image: Upright, 8 bit, L or RGB; of a JPEG with a shorter side of `LARGE` or more a half, a quarter or an eighth
+            of the size, as libjpeg reads it faster than whole.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    image: Image.Image
+
+
 def decode_file(path: Path, frame: Frame) -> Tensor:
     """Read an image file as a uint8 tensor (C, H, W), upright by its EXIF tag, framed.
 
     Raises:
         BrokenImage: The file cannot be read as an image.
     """
+    with _read(path) as content:
+        return decode_bytes(content, frame)
+
+
+def decode_bytes(content: bytes, frame: Frame) -> Tensor:
+    """The same for what an image file holds; raises whatever a parser of damaged content raises."""
+    with _opened(content) as image:
+        if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
+            with suppress(RuntimeError):  # what it does not read, Pillow may
+                return _decode_jpeg(content, frame)
+        if image.format == "JPEG":
+            # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
+            image.draft(None, (frame.resize, frame.resize))  # type: ignore[attr-defined]
+        return decode(ImageOps.exif_transpose(image), frame)
+
+
+def original_file(path: Path) -> Original:
+    """Read an image file as it is stored.
+
+    Raises:
+        BrokenImage: The file cannot be read as an image.
+    """
+    with _read(path) as content:
+        return original_bytes(content)
+
+
+def original_bytes(content: bytes) -> Original:
+    """The same for what an image file holds; raises whatever a parser of damaged content raises."""
+    with _opened(content) as image:
+        return original(image)
+
+
+def original(image: Image.Image) -> Original:
+    """A PIL image, opened and perhaps not yet read, as it is stored."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+    size, mode = image.size[::-1] if turned else image.size, image.mode
+    if image.format == "JPEG":
+        image.draft(None, (LARGE // 2, LARGE // 2))  # type: ignore[attr-defined]
+    gray = mode in ("1", "L", "F") or mode.startswith("I")
+    return Original(size, mode, to_channels(ImageOps.exif_transpose(image), 1 if gray else 3))
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[bytes]:
+    """What an image file holds; whatever goes wrong with it is a BrokenImage."""
     try:
         if not path.is_file():  # opening a pipe would wait for a writer for ever
             raise FileNotFoundError
-        return decode_bytes(path.read_bytes(), frame)
+        yield path.read_bytes()
     except MemoryError:
         raise  # says nothing about the image
     except Exception as error:  # parsers of damaged files raise anything: struct.error, IndexError, zlib.error …
         raise BrokenImage(printable(str(path)), _reason(path, error)) from error
 
 
-def decode_bytes(content: bytes, frame: Frame) -> Tensor:
-    """The same for what an image file holds; raises whatever a parser of damaged content raises."""
+@contextmanager
+def _opened(content: bytes) -> Iterator[Image.Image]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
         with Image.open(io.BytesIO(content)) as image:
-            if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
-                with suppress(RuntimeError):  # what it does not read, Pillow may
-                    return _decode_jpeg(content, frame)
-            if image.format == "JPEG":
-                # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
-                image.draft(None, (frame.resize, frame.resize))
-            return decode(ImageOps.exif_transpose(image), frame)
+            yield image
 
 
 def encode_png(image: Image.Image) -> bytes:

@@ -1,4 +1,9 @@
+import glob
+import logging
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,30 +12,101 @@ from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.decode import EXTENSIONS
 from imgcls.data.folder import list_images
 from imgcls.data.sources import FileSource, Source
-from imgcls.errors import UserError
+from imgcls.data.table import read_columns
+from imgcls.errors import UserError, near
+
+log = logging.getLogger(__name__)
+TABLES = (".txt", ".csv", ".tsv", ".parquet")
 
 
 class FilesData(ImageDataModule):
-    """Images without labels, to predict: a file, or a folder with everything below it.
+    """Images without labels, to predict, each once.
+
+    They are a file, a folder with everything below it, or what a pattern such as `photos/**/*.jpg` matches (`root`),
+    sorted by path; or a `table` names them, in its order.
 
     Args:
         class_names: The classes that the model knows.
+        table: A text file with a path on each line, or a .csv or .parquet file with a column of paths. They are
+            relative to `root` (default: the table's own folder).
+        path_column: The column's name.
     """
 
-    def __init__(self, class_names: Sequence[str], **kwargs: Any) -> None:
+    def __init__(
+        self, class_names: Sequence[str], table: str | None = None, path_column: str = "path", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.class_names = list(class_names)
+        self.class_names, self.path_column = list(class_names), path_column
+        self.table = Path(table).expanduser() if table else None
 
     def open(self, part: Part) -> Source | None:  # noqa: D102
-        if self.root is None or not self.root.exists():
-            raise UserError(f"--data.root {self.root}: there is no such file or folder")
-        folder, files = (self.root.parent, [self.root]) if self.root.is_file() else (self.root, list_images(self.root))
-        if not files:
-            raise UserError(f"--data.root {self.root}: holds no image ({', '.join(sorted(EXTENSIONS))})")
-        return FileSource(folder, [p.relative_to(folder).as_posix() for p in files], np.full(len(files), -1))
+        if self.table is not None:
+            return self._listed(self.table)
+        folder, paths = self._found()
+        return FileSource(folder, paths, np.full(len(paths), -1))
 
     def setup(self, stage: str) -> None:
         """Open the files; there is no training part."""
         test = self._require(self.open("test"), "")
         self.parts = {"test": (test, np.arange(len(test)))}
-        self._take_in("test")
+        if self.on_error == "raise":
+            self._take_in("test")
+
+    def _found(self) -> tuple[Path, list[str]]:
+        """The folder of `root`, and the paths in it."""
+        root = self.root
+        if root is None:
+            raise UserError("--data.root: give a file, a folder or a pattern of images")
+        if root.is_dir():
+            paths = [p.relative_to(root).as_posix() for p in list_images(root)]
+            if not paths:
+                raise UserError(f"--data.root {root}: holds no image ({', '.join(sorted(EXTENSIONS))})")
+            return root, paths
+        if root.exists():
+            if root.suffix.lower() in TABLES:
+                raise UserError(f"--data.root {root}: is no image; a list of images is given with --data.table={root}")
+            return root.parent, [root.name]
+        parts = root.parts
+        wild = [k for k, part in enumerate(parts) if re.search(r"[*?\[]", part)]
+        first = next((k for k in wild if not Path(*parts[: k + 1]).exists()), None)  # a folder's name may look like one
+        if first is None:
+            raise UserError(f"--data.root {root}: there is no such file or folder")
+        folder = Path(*parts[:first])
+        matched = glob.glob(os.path.join(*parts[first:]), root_dir=folder, recursive=True)
+        paths = sorted(path for path in matched if (folder / path).is_file())
+        if not paths:
+            raise UserError(f"--data.root {root}: matches no file")
+        return folder, paths
+
+    def _listed(self, table: Path) -> FileSource:
+        if not table.is_file():
+            raise UserError(f"--data.table {table}: there is no such file")
+        first: dict[str, tuple[int, str]] = {}
+        lines = self._lines(table)
+        for number, path in lines:
+            first.setdefault(os.path.normpath(path), (number, path))
+        if len(first) < len(lines):
+            log.info(f"{table}: {len(lines) - len(first)} of {len(lines)} images are there again, and predicted once")
+        origins = [f"{table}:{number}" for number, _ in first.values()]
+        folder = self.root or table.parent
+        source = FileSource(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
+        if first and (source.sizes[:, 0] < 0).all():
+            raise UserError(
+                f"{source.describe(0)}: is not there, nor is any of {len(first)} files "
+                f"(paths are relative to {folder}; --data.root names another folder)"
+            )
+        return source
+
+    def _lines(self, table: Path) -> list[tuple[int, str]]:
+        """Number and path of each line that names an image."""
+        if table.suffix.lower() == ".txt":
+            # a file's name may be any bytes
+            text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+            return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line]
+        columns = read_columns(table)
+        if self.path_column not in columns:
+            raise UserError(
+                f"{table}: has no column {self.path_column!r}{near(self.path_column, columns)}; it has "
+                f"{', '.join(columns)} (--data.path_column names another)"
+            )
+        return [(row, path) for row, path in enumerate(columns[self.path_column], 2) if path]

@@ -238,10 +238,23 @@ class TrainBatches(Sampler[list[int]]):
 
 
 class EvalBatches(Sampler[list[int]]):
-    """Every position exactly once over all processes: a strided share each, none repeated to fill up."""
+    """Every position exactly once over all processes: a strided share each, none repeated to fill up.
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.positions = range(rank, size, world_size)
+    Args:
+        size: Number of images N.
+        batch_size: Images of one batch of one process.
+        rank: This process among `world_size`.
+        world_size: Number of processes.
+        start: The first position that is wanted, for predictions: a process without any then repeats the last one,
+            as Lightning refuses an empty loader.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, rank: int = 0, world_size: int = 1, start: int | None = None
+    ) -> None:
+        self.positions = range((start or 0) + rank, size, world_size)
+        if start is not None and not self.positions:
+            self.positions = range(size - 1, size)
         self.batch_size = batch_size
 
     def __len__(self) -> int:

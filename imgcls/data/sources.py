@@ -5,23 +5,36 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, decode, decode_file, encode_png, frame_batch, reason_of, stack
+from imgcls.data.decode import (
+    BrokenImage,
+    Frame,
+    Original,
+    decode,
+    decode_file,
+    encode_png,
+    frame_batch,
+    original,
+    original_bytes,
+    original_file,
+    reason_of,
+    stack,
+)
 from imgcls.data.sampling import Blocks
-from imgcls.errors import UserError, printable
+from imgcls.errors import printable
 
 Batch = dict[str, Tensor]
 Part = Literal["train", "val", "test"]
+T = TypeVar("T")
 
 
 class Source(ABC):
@@ -65,6 +78,19 @@ class Source(ABC):
         """Which of the images `index` (N,), ascending, are best read together; None where it does not matter."""
         return None
 
+    def original(self, number: int) -> Original:
+        """An image as it is stored.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        try:
+            return original_bytes(self.encoded(number))
+        except (MemoryError, BrokenImage):
+            raise
+        except Exception as error:  # parsers of damaged files raise anything
+            raise BrokenImage(self.names[number], reason_of(error)) from error
+
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
         other = copy.copy(self)
@@ -73,6 +99,10 @@ class Source(ABC):
 
     def stamps(self) -> np.ndarray | None:
         """A number for each image that changes when its file does, (N,) uint64; None where that cannot be told."""
+        return None
+
+    def file(self, number: int) -> Path | None:
+        """The file of an image, where it has one of its own."""
         return None
 
     def describe(self, number: int) -> str:
@@ -106,6 +136,10 @@ class ArraySource(Source):
     def encoded(self, number: int) -> bytes:  # noqa: D102
         pixels = self.image[number].numpy()
         return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        pixels = self.image[number].permute(1, 2, 0).numpy()
+        return original(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
 
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
@@ -142,6 +176,12 @@ class FileSource(Source):
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return (self.root / self.paths[number]).read_bytes()
+
+    def file(self, number: int) -> Path:  # noqa: D102
+        return self.root / self.paths[number]
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return original_file(self.root / self.paths[number])
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -186,76 +226,19 @@ class ItemSource(Source):
         digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
+    def original(self, number: int) -> Original:  # noqa: D102
+        return self._read(number, original)
+
     def _image(self, number: int, frame: Frame) -> Tensor:
+        return self._read(number, lambda image: decode(image, frame))
+
+    def _read(self, number: int, use: Callable[[Image.Image], T]) -> T:
         try:
-            return decode(self.items[number][0], frame)
+            return use(self.items[number][0])
         except MemoryError:
             raise
         except Exception as error:  # whatever the data set's reader meets in a damaged file
             raise BrokenImage(self.names[number], reason_of(error)) from error
-
-
-class JoinedSource(Source):
-    """Two sources one after the other: the pool from which folds are cut."""
-
-    def __init__(self, first: Source, second: Source) -> None:
-        super().__init__(np.concatenate([first.label, second.label]), [*first.names, *second.names])
-        self.first, self.second = first, second
-        self.in_memory = first.in_memory and second.in_memory
-        self.verified = first.verified and second.verified
-        shared = [name for name in first.columns if name in second.columns]
-        self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
-
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        number = np.asarray(index)
-        in_second = number >= len(self.first)
-        parts = [self.first.images(number[~in_second].tolist(), frame)] if not in_second.all() else []
-        parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
-        joined = torch.cat(parts)
-        return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
-
-    def encoded(self, number: int) -> bytes:  # noqa: D102
-        inside = number < len(self.first)
-        return self.first.encoded(number) if inside else self.second.encoded(number - len(self.first))
-
-    def stamps(self) -> np.ndarray | None:  # noqa: D102
-        first, second = self.first.stamps(), self.second.stamps()
-        return None if first is None or second is None else np.concatenate([first, second])
-
-    def describe(self, number: int) -> str:  # noqa: D102
-        inside = number < len(self.first)
-        return self.first.describe(number) if inside else self.second.describe(number - len(self.first))
-
-    def fingerprint(self) -> str:  # noqa: D102
-        return f"{self.first.fingerprint()}+{self.second.fingerprint()}"
-
-
-class FeatureSource(Source):
-    """Images of which features are known.
-
-    Args:
-        source: The images.
-        index: Which of them, (N,).
-        feature: (N, V, F) float32, V versions of each.
-    """
-
-    in_memory = True
-
-    def __init__(self, source: Source, index: np.ndarray, feature: Tensor) -> None:
-        super().__init__(source.label, source.names)
-        self.source, self.feature = source, feature
-        self.row = np.full(len(source), -1)
-        self.row[index] = np.arange(len(index))
-
-    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
-        """Features (B, V, F)."""
-        return self.feature[torch.from_numpy(self.row[list(index)])]
-
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return self.source.images(index, frame)
-
-    def fingerprint(self) -> str:  # noqa: D102
-        return self.source.fingerprint()
 
 
 class NumberedNames(Sequence[str]):
@@ -271,25 +254,3 @@ class NumberedNames(Sequence[str]):
         if not -self.length <= index < self.length:
             raise IndexError(index)
         return f"{self.part}/{index % self.length}"
-
-
-class BatchDataset(Dataset):
-    """Whole batches of a part: a list of positions in, a batch with uint8 images out."""
-
-    def __init__(self, source: Source, index: np.ndarray, frame: Frame) -> None:
-        self.source, self.index, self.frame = source, index, frame
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, positions: list[int]) -> Batch | UserError:
-        index = self.index[positions]
-        try:
-            image = self.source.inputs(index.tolist(), self.frame)
-        except UserError as error:  # raised in the main process, see on_before_batch_transfer
-            return error
-        return {
-            "image": image,
-            "label": torch.from_numpy(self.source.label[index]),
-            "index": torch.from_numpy(index),
-        }

@@ -50,7 +50,7 @@ class TableData(ImageDataModule):
             raise UserError(f"--data.table {table}: there is no such file")
         self.root = self.root or self.table.parent
         self.allow_outside = allow_outside
-        columns = _read(self.table)
+        columns = read_columns(self.table)
         if split_column is None and "split" in columns:
             split_column = "split"
         for option, name in {"path": path_column, "label": label_column, "split": split_column}.items():
@@ -137,7 +137,7 @@ def _bad_rows(paths: list[str], labels: list[str], parts: Sequence[str], known: 
     return dict(sorted(bad.items()))
 
 
-def _read(table: Path) -> dict[str, list[str]]:
+def read_columns(table: Path) -> dict[str, list[str]]:
     """Columns of a table as text, by name."""
     if table.suffix == ".parquet":
         return _read_parquet(table)

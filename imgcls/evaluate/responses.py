@@ -50,7 +50,7 @@ def strongest_patches(
         with torch.no_grad(), _outputs(network, layers) as found:
             network(batch)
         for name, output in found.items():
-            largest.setdefault(name, []).append(_by_channel(output).amax(2))
+            largest.setdefault(name, []).append(by_channel(output).amax(2))
     result: dict[str, list[list[Patch]]] = {}
     for name, parts in largest.items():
         response = torch.cat(parts)  # (N, C)
@@ -65,7 +65,7 @@ def _patch(network: nn.Module, layer: str, image: Tensor, number: int, channel: 
     pixels = image[number : number + 1].clone().requires_grad_()
     with torch.enable_grad(), _outputs(network, [layer]) as found:
         network(pixels)
-        (gradient,) = torch.autograd.grad(_by_channel(found[layer])[0, channel].max(), pixels)
+        (gradient,) = torch.autograd.grad(by_channel(found[layer])[0, channel].max(), pixels)
     seen = gradient.abs().sum((0, 1))
     rows, columns = (seen >= SEEN * seen.max()).nonzero(as_tuple=True)
     return Patch(number, (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1))
@@ -91,7 +91,7 @@ def _outputs(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
             handle.remove()
 
 
-def _by_channel(output: Tensor) -> Tensor:
+def by_channel(output: Tensor) -> Tensor:
     """(B, C, positions) of maps (B, C, H, W) or (B, H, W, C), tokens (B, N, C) or features (B, C)."""
     if output.ndim == 4:
         is_last = output.shape[1] == output.shape[2] != output.shape[3]  # as Swin has it

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def write_calibration(run: RunFolder, checkpoint: Path, found: Mapping[str, Any]) -> None:
     """Write calibration.json: what was found, with `temperature`, for the weights in a checkpoint's file."""
-    write_json(run.calibration, {**found, "checkpoint": checkpoint.name, "hash": _hash(checkpoint)})
+    write_json(run.calibration, {**found, "checkpoint": checkpoint.name, "hash": checkpoint_hash(checkpoint)})
 
 
 def temperature(run: RunFolder, checkpoint: Path | None = None) -> float:
@@ -39,7 +39,7 @@ def temperature(run: RunFolder, checkpoint: Path | None = None) -> float:
         raise UserError(f"{run.calibration}: is damaged ({error!r}); remove it, or calibrate again") from error
     if not 0 < value < float("inf"):
         raise UserError(f"{run.calibration}: temperature {value} is not a positive number; calibrate again")
-    if fitted_to != _hash(checkpoint):
+    if fitted_to != checkpoint_hash(checkpoint):
         log.warning(
             f"{run.calibration}: not used, it was fitted to other weights than those of {checkpoint}; "
             f"calibrate again with test --run {run.path} --calibrate=true"
@@ -48,7 +48,8 @@ def temperature(run: RunFolder, checkpoint: Path | None = None) -> float:
     return value
 
 
-def _hash(checkpoint: Path) -> str:
+def checkpoint_hash(checkpoint: Path) -> str:
+    """Of a checkpoint's file, 32 hexadecimal digits."""
     # not size and time, which a copy of the folder changes: reading is quick beside loading
     with open(checkpoint, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

@@ -93,8 +93,12 @@ class Group:
         return [r.metrics[metric] for r in self.runs if r.metrics.get(metric) is not None]
 
 
-def find_runs(paths: Iterable[str]) -> list[Run]:
+def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:
     """All runs in and below some folders, each once.
+
+    Args:
+        paths: The folders.
+        asked_by: Option or verb that names them.
 
     Raises:
         UserError: A folder does not exist or holds no run.
@@ -103,12 +107,12 @@ def find_runs(paths: Iterable[str]) -> list[Run]:
     for given in paths:
         path = Path(given)
         if not path.is_dir():
-            raise UserError(f"compare: {path}: there is no such folder")
+            raise UserError(f"{asked_by} {path}: there is no such folder")
         configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.rglob("config.yaml"))
         # W&B keeps a file of that name below the run's folder
         folders = [c.parent for c in configs if "wandb" not in c.relative_to(path).parts]
         if not folders:
-            raise UserError(f"compare: {path}: holds no run (a folder with config.yaml and metrics.json)")
+            raise UserError(f"{asked_by} {path}: holds no run (a folder with config.yaml and metrics.json)")
         for folder in folders:
             found.setdefault(folder.resolve(), Run(RunFolder(folder)))
     return list(found.values())

@@ -126,20 +126,6 @@ def write_predictions(
     write_atomic(path.with_suffix(".npz"), content.getvalue())
 
 
-def write_unlabelled(
-    path: Path, logits: np.ndarray, index: np.ndarray, names: Sequence[str], class_names: Sequence[str]
-) -> None:
-    """Write `path,prediction,confidence` and one probability column per class, a row per image."""
-    probability = softmax(logits)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "prediction", "confidence", *class_names])
-    for i, row in zip(index.tolist(), probability, strict=True):
-        best = int(row.argmax())
-        writer.writerow([names[i], class_names[best], f"{row[best]:.6f}", *(f"{p:.6f}" for p in row)])
-    write_atomic(path, text.getvalue())
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (N, K) float64 of logits (N, K)."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))

@@ -19,12 +19,12 @@ def remember(run: RunFolder) -> None:
 
 
 def unfinished_run() -> RunFolder | None:
-    """The run that this job trained before it was put back, if that came to a checkpoint."""
+    """The run that this job trained before it was put back, if that had begun."""
     name = job()
     if name is None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or not _note(name).is_file():
         return None
     run = RunFolder(_note(name).read_text(encoding="utf-8"))
-    return run if run.last.is_file() else None
+    return run if run.config.is_file() else None
 
 
 def _note(name: str) -> Path:

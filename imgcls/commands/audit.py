@@ -1,0 +1,254 @@
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.clean_table import write_clean_table
+from imgcls.data.survey import survey
+from imgcls.errors import UserError
+from imgcls.evaluate.cleaning import Reason, clean, disagreeing
+from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
+from imgcls.evaluate.label_errors import label_errors
+from imgcls.runs.audit_page import FOUND, write_page
+from imgcls.runs.folder import write_json
+from imgcls.runs.groups import find_runs
+from imgcls.runs.held_out import held_out
+
+log = logging.getLogger(__name__)
+PARTS: tuple[Part, ...] = ("test", "val", "train")  # of copies, the one in the earlier part is kept
+BLANK = 1.0  # gray levels by which the pixels of a blank image differ, standard deviation
+TINY = 0.25  # the shorter side as a share of the median one
+LONG = 4.0  # the longer side by the shorter one
+Found = dict[str, int]
+
+
+class Images:
+    """Every image of a data set, once, in the order of `PARTS`.
+
+    Args:
+        data: The data module.
+
+    Attributes:
+        rank: Number of its part in `PARTS`, (N,) int64.
+        number: Of each image in its part's source, (N,) int64.
+        label: (N,) int64.
+        names: N names.
+        size, mode, digest, gray, reason: See `Survey`.
+    """
+
+    def __init__(self, data: ImageDataModule) -> None:
+        self.class_names = data.class_names
+        self.sources = [data.parts[part][0] for part in PARTS]
+        indices = [np.sort(data.parts[part][1]) for part in PARTS]
+        self.rank = np.repeat(np.arange(len(PARTS)), [len(index) for index in indices])
+        self.number = np.concatenate(indices)
+        self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
+        self.names = [s.names[k] for s, index in zip(self.sources, indices, strict=True) for k in index.tolist()]
+        looked = []
+        for part, source, index in zip(PARTS, self.sources, indices, strict=True):
+            log.info(f"audit: reading {len(index)} images of the {part} part")
+            looked.append(survey(source, index, data.num_workers))
+        self.size, self.digest, self.gray = (
+            np.concatenate([getattr(found, name) for found in looked]) for name in ("size", "digest", "gray")
+        )
+        self.mode = [mode for found in looked for mode in found.mode]
+        self.reason = [reason for found in looked for reason in found.reason]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def part(self, position: int) -> Part:
+        """Part of an image."""
+        return PARTS[self.rank[position]]
+
+    def picture(self, position: int) -> Image.Image:
+        """Pixels of an image."""
+        return self.sources[self.rank[position]].original(int(self.number[position])).image
+
+    def telling_first(self, groups: list[list[int]]) -> list[list[int]]:
+        """Groups over several parts before those over several classes, and the others last."""
+        return sorted(groups, key=lambda g: (len(set(self.rank[g])) == 1, len(set(self.label[g])) == 1))
+
+    def facts(self, position: int) -> dict[str, Any]:
+        """Part, name and label of an image."""
+        label = self.class_names[self.label[position]]
+        return {"part": self.part(position), "name": self.names[position], "label": label}
+
+
+def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[Path], drop_label_errors: bool) -> Found:
+    """Look through all images of a data set and write audit.html, audit.json and clean.csv.
+
+    Args:
+        data: The data module, not set up yet.
+        out: Folder for them.
+        runs: Runs, or folders of runs, whose held-out predictions tell which labels are probably wrong.
+        predictions: Tables of such predictions from elsewhere.
+        drop_label_errors: Leave such training images out of the cleaned table.
+
+    Returns:
+        How many there are of each thing that is wrong.
+    """
+    if out.exists() and not (out.is_dir() and ((out / "audit.json").is_file() or not any(out.iterdir()))):
+        raise UserError(f"--out {out}: is no folder of an earlier audit and not empty; name another")
+    started = time.perf_counter()
+    _open(data)
+    predicted_by = find_runs(runs, "--run")
+    write_json(out / "audit.json", {})  # from here on the folder is an audit's
+    images = Images(data)
+    read = time.perf_counter()
+    broken = np.array([bool(reason) for reason in images.reason])
+    exact = np.unique(images.digest, return_inverse=True)[1]
+    exact = np.where(broken, len(exact) + np.arange(len(exact)), exact)
+    distinct = np.unique(exact, return_index=True)[1]
+    distinct = np.sort(distinct[~broken[distinct]])
+    log.info(f"audit: comparing {len(distinct)} different images")
+    pairs, likeness, mirrored = near_duplicates(images.gray[distinct])
+    pairs = distinct[pairs]
+    near = groups_of(pairs, len(images))
+    compared = time.perf_counter()
+    probability = None
+    if runs or predictions:
+        probability = held_out(predicted_by, predictions, images.names, data.class_names)
+    suspects = np.empty(0, np.int64)
+    if probability is not None:
+        known = np.flatnonzero(~np.isnan(probability[:, 0]))
+        suspects = known[label_errors(probability[known], images.label[known])]
+    wrong = np.zeros(len(images), bool)
+    if drop_label_errors:
+        wrong[suspects] = images.rank[suspects] == PARTS.index("train")
+    reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
+
+    left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
+    copies, alike = images.telling_first(members(exact)), images.telling_first(members(near))
+    two_labels = [g for g in copies if disagreeing(exact[g], images.label[g]).any()]
+    result: dict[str, Any] = {
+        **_overview(images, broken),
+        "found": {},
+        "broken": [images.facts(k) | {"reason": images.reason[k]} for k in np.flatnonzero(broken).tolist()],
+        "unusable": [{"part": s.part, "name": s.name, "reason": s.reason} for s in data.skipped],
+        "two_labels": [[images.facts(k) for k in group] for group in two_labels],
+        "exact_duplicates": [[images.facts(k) for k in group] for group in copies],
+        "near_duplicates": [[images.facts(k) for k in group] for group in alike],
+        "near_pairs": [
+            {"first": images.names[i], "second": images.names[j], "likeness": round(float(s), 4), "mirrored": bool(m)}
+            for (i, j), s, m in zip(pairs.tolist(), likeness, mirrored, strict=True)
+        ],
+        "label_errors": [] if probability is None else _suspects(images, suspects, probability),
+        "predicted": 0 if probability is None else len(known),
+        "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
+    }
+    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(PARTS)}
+    table = [(part, data.parts[part][0], kept[part]) for part in reversed(PARTS)]
+    result["clean"] = write_clean_table(out, table, data.class_names)
+    counted = Counter(reason.tolist())
+    found: Found = {
+        "broken": len(result["broken"]),
+        "unusable": len(data.skipped),
+        "two_labels": counted[Reason.TWO_LABELS],
+        "copies": counted[Reason.COPY],
+        "leaks": counted[Reason.LEAK],
+        "near_leaks": counted[Reason.NEAR_LEAK],
+        "near_duplicates": sum(len(group) - 1 for group in alike),
+        "label_errors": len(suspects),
+    }
+    result["found"] = found
+    shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
+    shown["label_errors"] = suspects.tolist()
+    result["seconds"] = {"reading": read - started, "comparing": compared - read}
+    write_page(out / "audit.html", result, shown, images.facts, images.picture)
+    result["seconds"]["all"] = time.perf_counter() - started
+    write_json(out / "audit.json", result)
+    _tell(result, out)
+    return found
+
+
+def _open(data: ImageDataModule) -> None:
+    """Open all parts as the split lays them out, whole, with the labels as they are given, and read no image yet."""
+    data.train_fraction, data.label_noise, data.folds = 1.0, 0.0, None
+    data.checked |= set(PARTS)  # what cannot be read is to be found, and each image read once
+    data.prepare_data()
+    data.setup("test")
+
+
+def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
+    """How many images there are, of which classes, sizes and colours, and which are odd."""
+    parts = {part: images.rank == k for k, part in reversed(list(enumerate(PARTS)))}
+    count = len(images.class_names)
+    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
+    classes = {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()}
+    whole = np.flatnonzero(~broken)
+    size = images.size[whole]
+    short, long = np.sort(size, axis=1).T if len(whole) else np.empty((2, 0))
+    blocks = np.array_split(images.gray[whole], len(whole) // 4096 + 1)
+    spread = np.concatenate([block.std(axis=(1, 2), dtype=np.float32) for block in blocks])
+    odd = {
+        "blank": whole[spread < BLANK],
+        "tiny": whole[short < TINY * np.median(short)] if len(whole) else whole,
+        "elongated": whole[long > LONG * short],
+    }
+    sizes = Counter(map(tuple, size.tolist()))
+    return {
+        "images": {part: int(of.sum()) for part, of in parts.items()},
+        "classes": classes,
+        "largest_to_smallest_class": max(counts["train"]) / max(1, min(counts["train"])),
+        "width": _range(size[:, 0]),
+        "height": _range(size[:, 1]),
+        "sizes": len(sizes),
+        "common_sizes": {f"{width}×{height}": number for (width, height), number in sizes.most_common(8)},
+        "modes": dict(Counter(images.mode[k] for k in whole).most_common()),
+        "odd": {kind: [images.facts(k) for k in at] for kind, at in odd.items()},
+        "odd_positions": {kind: at.tolist() for kind, at in odd.items()},
+    }
+
+
+def _range(values: np.ndarray) -> dict[str, float]:
+    return (
+        {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
+        if len(values)
+        else {}
+    )
+
+
+def _suspects(images: Images, suspects: np.ndarray, probability: np.ndarray) -> list[dict[str, Any]]:
+    """Images with a label that is probably wrong, and what the models say in its place."""
+    return [
+        images.facts(k)
+        | {
+            "suggested": images.class_names[probability[k].argmax()],
+            "probability_of_label": float(probability[k, images.label[k]]),
+            "probability_of_suggested": float(probability[k].max()),
+        }
+        for k in suspects.tolist()
+    ]
+
+
+def _why(images: Images, position: int, reason: np.ndarray, of: np.ndarray) -> dict[str, Any]:
+    """Why an image is left out, and for whose sake."""
+    why: dict[str, Any] = {"reason": str(reason[position])}
+    if of[position] >= 0:
+        why |= {"kept": images.names[of[position]], "kept_part": images.part(int(of[position]))}
+    return why
+
+
+def _tell(result: dict[str, Any], out: Path) -> None:
+    """The result in the terminal."""
+    parts = ", ".join(f"{number} {part}" for part, number in result["images"].items())
+    print(f"\n{sum(result['images'].values())} images ({parts}), {len(result['classes']['train'])} classes\n")
+    for key, text in FOUND.items():
+        print(f"  {result['found'][key]:>7}  {text}")
+    if not result["predicted"]:
+        print("           label errors were not looked for: --run RUN_DIR gives predictions")
+    lost = [name for name, number in result["clean"]["classes"]["train"].items() if number == 0]
+    if lost:
+        print(f"\nno training image is left of {', '.join(lost)}")
+    print(f"\npage: {out / 'audit.html'}")
+    if "file" in result["clean"]:
+        root = "" if result["clean"]["root"] == str(out) else f" --data.root={result['clean']['root']}"
+        print(f"table: --config configs/data/table.yaml --data.table={result['clean']['file']}{root}")
+    else:
+        print("no table: the images are neither files of their own nor all in memory")

@@ -1,0 +1,64 @@
+"""Whole batches of images, and the loader that fetches them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from imgcls.data.decode import BrokenImage, Frame, stack
+from imgcls.data.sources import Batch, Source
+from imgcls.errors import UserError
+
+
+class BatchDataset(Dataset):
+    """Whole batches of a part: a list of positions in, a batch with uint8 images out.
+
+    Args:
+        source: Where the images are.
+        index: Which of them, (N,).
+        frame: How they are framed.
+        go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
+            list of (number, reason); else the batch is the error.
+    """
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame, go_on: bool = False) -> None:
+        self.source, self.index, self.frame, self.go_on = source, index, frame, go_on
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, positions: list[int]) -> Batch | UserError:
+        index = self.index[positions]
+        broken: list[tuple[int, str]] = []
+        try:
+            image = self.source.inputs(index.tolist(), self.frame)
+        except UserError as error:  # raised in the main process, see on_before_batch_transfer
+            if not (self.go_on and isinstance(error, BrokenImage)):
+                return error
+            image = stack([self._image(number, broken) for number in index.tolist()])
+        batch = {
+            "image": image,
+            "label": torch.from_numpy(self.source.label[index]),
+            "index": torch.from_numpy(index),
+        }
+        return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
+
+    def _image(self, number: int, broken: list[tuple[int, str]]) -> Tensor:
+        try:
+            return self.source.images([number], self.frame)[0]
+        except BrokenImage as error:
+            broken.append((number, error.reason))
+            return torch.zeros(self.frame.channels, self.frame.crop, self.frame.crop, dtype=torch.uint8)
+
+
+class Loader(DataLoader):
+    """Begins to fetch when the first batch is asked for.
+
+    Lightning asks for the iterator of a resumed run before it tells the sampler which epoch it is; processes that fetch
+    ahead would take the images of another.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        yield from super().__iter__()

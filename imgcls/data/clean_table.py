@@ -1,0 +1,79 @@
+"""The images of a data set that are kept, as a table that the table module takes."""
+
+import csv
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imgcls.data.sources import FileSource, Part, Source
+
+Kept = tuple[Part, Source, np.ndarray]
+COLUMNS = ("path", "label", "split")
+
+
+def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[str]) -> dict[str, Any]:
+    """Write clean.csv: path, label, split, and what else a table said of the images.
+
+    Images that have no file of their own, but lie in memory, are written as PNG files below `images/`.
+
+    Args:
+        folder: Where the table is written; an earlier one goes, and its images.
+        kept: Part, its source, and the numbers of the images kept in it, (M,) int64.
+        class_names: Names of the classes.
+
+    Returns:
+        Number of images of each part, of training images of each class, the table's `file` and the `root` of its paths,
+        both absent if the source has neither files nor all images in memory; names that no table can hold.
+    """
+    (folder / "clean.csv").unlink(missing_ok=True)
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    sources = [source for _, source, _ in kept]
+    files = [source.root for source in sources if isinstance(source, FileSource)]
+    names: list[str] = []
+    written: dict[str, Any] = {"images": {}, "classes": {}, "names_impossible": names}
+    further = [n for n in sources[0].columns if n not in COLUMNS and all(n in s.columns for s in sources)]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*COLUMNS, *further])
+    in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
+    root = Path(os.path.commonpath([os.path.abspath(root) for root in files])) if in_files else folder
+    for part, source, numbers in kept:
+        count = np.zeros(len(class_names), np.int64)
+        for number in numbers.tolist():
+            path = _path(source, number, part, root)
+            if not _fits(path):
+                names.append(source.names[number])
+                continue
+            if in_memory and not in_files:
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                source.original(number).image.save(folder / path, compress_level=1)
+            count[source.label[number]] += 1
+            label = class_names[source.label[number]]
+            table.writerow([path, label, part, *(source.columns[name][number] for name in further)])
+        written["images"][part] = int(count.sum())
+        written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
+    if not (in_files or in_memory):
+        return written
+    (folder / "clean.csv").write_text(text.getvalue(), encoding="utf-8", newline="")
+    return written | {"file": str(folder / "clean.csv"), "root": str(root)}
+
+
+def _path(source: Source, number: int, part: Part, root: Path) -> str:
+    if not isinstance(source, FileSource):
+        return f"images/{part}/{number}.png"
+    path = source.paths[number]
+    same = os.path.abspath(source.root) == str(root) or os.path.isabs(path)
+    return path if same else os.path.relpath(source.root / path, root)
+
+
+def _fits(path: str) -> bool:
+    """Whether a table gives a path back as it was: in UTF-8, without spaces around it."""
+    try:
+        return path.encode() == path.strip().encode()
+    except UnicodeEncodeError:
+        return False

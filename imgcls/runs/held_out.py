@@ -1,0 +1,95 @@
+"""What runs predicted for images that they were not trained on, by the images' names."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from imgcls.errors import UserError, near
+from imgcls.runs.groups import Run
+from imgcls.runs.record import softmax
+
+Table = tuple[list[str], np.ndarray]  # names of M images, their probabilities (M, K)
+
+
+def held_out(
+    runs: Sequence[Run], files: Sequence[Path], names: Sequence[str], class_names: Sequence[str]
+) -> np.ndarray:
+    """Probabilities (N, K) for images of these names, NaN where there are none: of several, their mean.
+
+    Of each run its validation and test images count. Runs of all folds (`--data.folds=5 --data.fold=0` and so on)
+    together have every image of the training part.
+
+    Args:
+        runs: The runs.
+        files: Tables as `predict` writes them, with a column `path` and one for each class.
+        names: Names of N images, as the tables of predictions write them.
+        class_names: Names of K classes.
+
+    Raises:
+        UserError: A run or file knows other classes, or none has a prediction for any of these images.
+    """
+    row = {name: k for k, name in enumerate(names)}
+    total, count = np.zeros((len(names), len(class_names))), np.zeros(len(names))
+    for of, probability in [
+        *(t for run in runs for t in _of_run(run, class_names)),
+        *(_of_file(f, class_names) for f in files),
+    ]:
+        place = np.array([row.get(name, -1) for name in of], dtype=np.int64)
+        np.add.at(total, place[place >= 0], probability[place >= 0])
+        np.add.at(count, place[place >= 0], 1)
+    if not count.any():
+        where = ", ".join([*(f"--run {run.folder.path}" for run in runs), *(f"--predictions {f}" for f in files)])
+        raise UserError(f"{where}: no prediction for any validation or test image of this data")
+    with np.errstate(invalid="ignore"):
+        return total / count[:, None]
+
+
+def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
+    """Validation and test images, those there are."""
+    known: list[str] = run.environment.get("data", {}).get("class_names", [])
+    if sorted(known) != sorted(class_names):
+        other = min(set(known) ^ set(class_names), default="")
+        raise UserError(
+            f"--run {run.folder.path}: has {len(known)} classes, the data {len(class_names)}; "
+            f"{other!r} is only in one of them{near(other, known if other in class_names else class_names)}"
+        )
+    for part in ("val", "test"):
+        path = run.folder.predictions / f"{part}.csv"
+        if path.is_file():
+            names, probability = _read(path)
+            yield names, probability[:, [known.index(name) for name in class_names]]
+
+
+def _of_file(path: Path, class_names: Sequence[str]) -> Table:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            for name in ("path", *class_names):
+                if name not in (table.fieldnames or []):
+                    raise UserError(f"--predictions {path}: has no column {name!r}{near(name, table.fieldnames or [])}")
+            rows = [(row["path"], [float(row[name]) for name in class_names]) for row in table]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"--predictions {path}: cannot be read ({' '.join(str(error).split())})") from error
+    probability = np.array([values for _, values in rows]).reshape(-1, len(class_names))
+    if not (
+        np.isfinite(probability).all() and (probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=0.01)
+    ):
+        raise UserError(f"--predictions {path}: its rows are no probabilities, from 0 up and 1 in all")
+    return [name for name, _ in rows], probability
+
+
+def _read(path: Path) -> Table:
+    """Names and probabilities (M, K) of a table of predictions and the logits beside it."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            names = [row["path"] for row in csv.DictReader(file)]
+        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
+            probability = softmax(arrays["logits"])
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}); validate or test the run again") from error
+    if len(names) != len(probability):
+        raise UserError(f"{path}: has {len(names)} images, the .npz beside it {len(probability)}; test the run again")
+    return names, probability

@@ -1,0 +1,65 @@
+"""W&B that cannot be reached, does not answer, or dies costs a warning, and nothing else."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import wandb
+
+from imgcls.callbacks.record import RunRecord
+
+from .conftest import TINY
+from .test_cli import rows
+
+WORDS = [w for w in TINY if not str(w).startswith("--trainer.logger")] + ["--test_after_fit=false"]
+
+
+def inspect(run):
+    (record,) = Path(run, "wandb").glob("*run-*")
+    tool = Path(sys.executable).with_name("wandb")
+    return subprocess.run([tool, "leet", "inspect", "--json", record], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("server", ["refuses", "hangs"])
+@pytest.mark.parametrize("mode", [None, "online"])
+def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, server, mode):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        if server == "hangs":
+            listening.listen()
+            monkeypatch.setattr("imgcls.loggers.ANSWER_SECONDS", 0.5)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.delenv("WANDB_MODE") if mode is None else monkeypatch.setenv("WANDB_MODE", mode)
+        wandb.teardown()
+        code, out, err = imgcls("fit", *WORDS, "--run_dir", "run")
+        wandb.teardown()
+    assert code == 0, err
+    assert out.count("cannot be reached") == 1 and "the record stays in run/wandb" in out
+    assert len(rows("run/metrics.csv")) == 2 and "val/acc" in inspect("run").stdout
+
+
+def test_a_service_that_dies_costs_one_warning_and_no_figure(imgcls, monkeypatch, capfd):
+    original = RunRecord.on_train_epoch_start
+
+    def kill(self, trainer, pl_module):
+        original(self, trainer, pl_module)
+        if trainer.current_epoch == 1:
+            children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True)
+            (pid,) = [int(line.split()[0]) for line in children.stdout.splitlines() if b"wandb-core" in line]
+            os.kill(pid, signal.SIGKILL)
+
+    monkeypatch.setattr(RunRecord, "on_train_epoch_start", kill)
+    wandb.teardown()
+    code, _, err = imgcls("fit", *WORDS, "--trainer.max_epochs=3", "--run_dir", "run")
+    assert code == 0, err
+    warnings = [line for line in err.splitlines() if "W&B" in line]
+    assert len(warnings) == 1 and "its record ends here" in warnings[0] and "Traceback" not in err
+    assert [row["epoch"] for row in rows("run/metrics.csv")] == ["0", "0", "1", "1", "2", "2"]
+    assert json.loads(Path("run/metrics.json").read_text())["fit/epochs"] == 3
+    assert "val/acc" in inspect("run").stdout  # the first epoch
