@@ -117,9 +117,7 @@ class ImgclsCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, help="The run's folder. Default: runs/EXPERIMENT/TIME-SEED-ID."
         )
-        parser.add_argument(
-            "--run", type=str | None, help="validate, test, predict, audit: the folder of a trained run."
-        )
+        parser.add_argument("--run", type=str | None, help="validate, test, predict, audit: a trained run's folder.")
         parser.add_argument("--resume", type=str | None, help="fit: the folder of an interrupted run.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
