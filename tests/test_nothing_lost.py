@@ -199,6 +199,37 @@ def test_a_run_without_room_for_its_checkpoint_says_so(imgcls, monkeypatch):
     assert code == 2 and "run/checkpoints/best.ckpt: the checkpoint cannot be written (No space left on device)" in err
 
 
+def test_a_folder_that_cannot_be_written_to_is_one_line(imgcls, monkeypatch):
+    original = Path.mkdir
+
+    def mkdir(self, *arguments, **options):
+        if "run" in self.parts:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    code, _, err = imgcls("fit", *WORDS, "--run_dir", "run")
+    assert code == 2 and err.strip().splitlines()[-1].startswith("error: run")
+    assert "cannot be written (Read-only file system)" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("room", [1 << 12, 1 << 15, 1 << 17, 3 << 17])
+def test_a_full_disk_is_one_line_wherever_it_fills(imgcls, tmp_path, room):
+    """A file system of so many bytes: config, checkpoint, predictions or report do not fit."""
+    (tmp_path / "disk").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(tmp_path / "disk")]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root mounts a file system")
+    try:
+        code, _, err = imgcls("fit", *WORDS, "--run_dir", tmp_path / "disk/run")
+        last = err.strip().splitlines()[-1]
+        assert code == 2 and "cannot be written" in last and "No space left on device" in last, err
+        for path in (tmp_path / "disk").rglob("*.ckpt"):
+            torch.load(path, weights_only=True)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
 def test_a_truncated_last_checkpoint_points_to_the_best(imgcls):
     run = fit(imgcls, *WORDS)
     last = run / "checkpoints/last.ckpt"
