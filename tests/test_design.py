@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "finetune": {"models"},
     "data": {"augment"},
     "runs": set(),
-    "callbacks": {"evaluate", "runs", "data"},
+    "callbacks": {"evaluate", "runs", "data", "loggers"},
 }
 
 
