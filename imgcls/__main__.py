@@ -1,5 +1,6 @@
 """The front door: `python -m imgcls VERB …`. Light verbs, and help, answer without importing torch."""
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -7,6 +8,7 @@ from importlib import import_module
 from imgcls import __version__
 from imgcls.errors import UserError, near
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # of files that no module of ours writes
 TRAINER = "imgcls.commands.train"
 # verb: (module with main(arguments) -> exit code, what it does)
 VERBS = {
@@ -66,6 +68,11 @@ def main(arguments: list[str]) -> int:
         # the reader of our output has gone (… | head); nothing more can be said to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"error: {error.filename or 'a file'}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

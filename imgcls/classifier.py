@@ -159,9 +159,9 @@ class Classifier(LightningModule):
             log.info("head solved: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the totals of an epoch that is not over, of all processes together."""
+        """Keep the totals of an epoch that is not over, a row for each process."""
         if self.train_totals is not None:
-            checkpoint["train_totals"] = self.trainer.strategy.reduce(self.train_totals.clone(), reduce_op="sum")
+            checkpoint["train_totals"] = self.trainer.strategy.all_gather(self.train_totals).reshape(-1, 3).clone()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's tensors with the model's, and go on counting.
@@ -170,8 +170,12 @@ class Classifier(LightningModule):
             UserError: A tensor is missing, is left over, or has another shape.
         """
         self.check_weights(checkpoint["state_dict"])
-        if "train_totals" in checkpoint and self.trainer.is_global_zero and self.trainer.state.fn == "fit":
-            self.train_totals = checkpoint["train_totals"].to(self.device)
+        if "train_totals" in checkpoint and self.trainer.state.fn == "fit":
+            rows, rank = checkpoint["train_totals"].reshape(-1, 3).to(self.device), self.trainer.global_rank
+            if len(rows) == self.trainer.world_size:
+                self.train_totals = rows[rank]  # summed in the order of a run that was not interrupted
+            elif rank == 0:
+                self.train_totals = rows.sum(0)
 
     def check_weights(self, state: dict[str, Tensor]) -> None:
         """Compare tensors by name and shape with the model's own, and make room for those that data has sized.

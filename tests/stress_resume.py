@@ -208,7 +208,9 @@ def compare(whole: Path, killed: Path) -> list[str]:
 
 
 def _without_paths(state: Any) -> Any:
-    return {k: v for k, v in state.items() if not k.endswith("path") and k not in ("dirpath", "best_k_models")}
+    """Of a callback; Lightning saves the score of the latest epoch too, and does not load it."""
+    unlike = ("dirpath", "best_k_models", "current_score")
+    return {k: v for k, v in state.items() if not k.endswith("path") and k not in unlike}
 
 
 def draw(rng: random.Random, processes: int) -> Plan:

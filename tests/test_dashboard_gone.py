@@ -44,7 +44,7 @@ def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, serve
     assert len(rows("run/metrics.csv")) == 2 and "val/acc" in inspect("run").stdout
 
 
-def test_a_service_that_dies_costs_one_warning_and_no_figure(imgcls, monkeypatch, capfd):
+def test_a_service_that_dies_costs_one_warning_and_no_figure(imgcls, monkeypatch):
     original = RunRecord.on_train_epoch_start
 
     def kill(self, trainer, pl_module):

@@ -322,6 +322,13 @@ def test_a_run_tells_what_it_left_out(imgcls, nasty):
     assert len(rows("p.csv")) == 1 + 14 + len(ODD) and len(rows("p.skipped.csv")) == 1 + len(BROKEN)
 
 
+def test_a_single_class_is_refused_in_plain_words(imgcls, tmp_path):
+    for k in range(10):
+        write_image(tmp_path / "data" / "only" / f"{k}.png", 0, seed=k)
+    code, _, err = imgcls("fit", *fit_words(tmp_path / "data"))
+    assert code == 2 and "error: data: has one class only" in err and "Traceback" not in err
+
+
 def test_of_many_broken_images_a_file_lists_all(imgcls, tmp_path):
     for k in range(40):
         write_image(tmp_path / "data" / "ab"[k % 2] / f"{k}.png", k)

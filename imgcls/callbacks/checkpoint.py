@@ -38,6 +38,17 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the last epoch; `Signals` has it keep a step as well."""
 
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave an epoch's last step to its end: resumed from here, the epoch would go without validation."""
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_epoch_end(trainer, pl_module)
+        every = self._every_n_train_steps
+        if every and trainer.global_step % every == 0 and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def save_now(self, trainer: Trainer) -> None:
         """Save this step, unless it was."""
         if not self._should_skip_saving_checkpoint(trainer):

@@ -304,8 +304,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Class names, fingerprints and the position in the training order, for the checkpoint."""
         done = (0, 0)
         if self.trainer:
-            progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-            done = (self.trainer.current_epoch, progress.processed)  # type: ignore[attr-defined]
+            loop: Any = self.trainer.fit_loop
+            under_way = loop.epoch_progress.current.started > loop.epoch_progress.current.completed
+            done = (self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.processed if under_way else 0)
         return {"class_names": self.class_names, "fingerprint": self.fingerprint, "position": list(done)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

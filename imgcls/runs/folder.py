@@ -4,6 +4,7 @@ import json
 import math
 import os
 import uuid
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -70,14 +71,23 @@ class RunFolder:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write text or bytes so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write text or bytes so that a reader, or a crash, sees the old file or the new one and nothing between.
+
+    Raises:
+        UserError: The disk is full, or the folder cannot be written to.
+    """
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or mend the folder") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
