@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -19,6 +20,7 @@ def clean(monkeypatch, tmp_path, tmp_path_factory):
     monkeypatch.setattr(sys, "argv", ["imgcls"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("IMGCLS_RUN_DIR", raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # which a test may set for its process
     yield
     os.environ.pop("IMGCLS_RUN_DIR", None)
     os.environ.pop("IMGCLS_BATCH_SIZE", None)

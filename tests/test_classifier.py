@@ -155,7 +155,7 @@ def test_metrics_agree_with_scikit_learn():
     model, data = classifier(), SampleData(batch_size=96)
     trainer = fit(model, data)
     values = {k: v.item() for k, v in trainer.callback_metrics.items()}
-    assert set(values) == {"train/loss", "train/acc", "train/lr"}
+    assert set(values) == {"train/loss", "train/acc", "train/lr", "epoch", "step"}
     result = trainer.test(model, datamodule=data, verbose=False)[0]
     source, _ = data.parts["test"]
     model.eval()

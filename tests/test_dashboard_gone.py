@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +10,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from imgcls.callbacks.record import RunRecord
-
-from .conftest import TINY
+from .conftest import ROOT, TINY
 from .test_cli import rows
 
 WORDS = [w for w in TINY if not str(w).startswith("--trainer.logger")] + ["--test_after_fit=false"]
@@ -44,22 +41,33 @@ def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, serve
     assert len(rows("run/metrics.csv")) == 2 and "val/acc" in inspect("run").stdout
 
 
-def test_a_service_that_dies_costs_one_warning_and_no_figure(imgcls, monkeypatch):
-    original = RunRecord.on_train_epoch_start
+KILL = """
+import os, signal, sys
+from pathlib import Path
+from imgcls.__main__ import main
+from imgcls.callbacks.record import RunRecord
 
-    def kill(self, trainer, pl_module):
-        original(self, trainer, pl_module)
-        if trainer.current_epoch == 1:
-            children = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True)
-            (pid,) = [int(line.split()[0]) for line in children.stdout.splitlines() if b"wandb-core" in line]
-            os.kill(pid, signal.SIGKILL)
+original = RunRecord.on_train_epoch_start
 
-    monkeypatch.setattr(RunRecord, "on_train_epoch_start", kill)
-    wandb.teardown()
-    code, _, err = imgcls("fit", *WORDS, "--trainer.max_epochs=3", "--run_dir", "run")
-    assert code == 0, err
-    warnings = [line for line in err.splitlines() if "W&B" in line]
-    assert len(warnings) == 1 and "its record ends here" in warnings[0] and "Traceback" not in err
+def kill(self, trainer, pl_module):
+    original(self, trainer, pl_module)
+    if trainer.current_epoch == 1:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        (service,) = [int(pid) for pid in children if b"wandb-core" in Path("/proc", pid, "cmdline").read_bytes()]
+        os.kill(service, signal.SIGKILL)
+
+RunRecord.on_train_epoch_start = kill
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_service_that_dies_costs_one_warning_and_no_figure():
+    words = [sys.executable, "-c", KILL, "fit", *map(str, WORDS), "--trainer.max_epochs=3", "--run_dir", "run"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "W&B" in line]
+    assert len(warnings) == 1 and "its record ends here" in warnings[0] and "Traceback" not in done.stderr
     assert [row["epoch"] for row in rows("run/metrics.csv")] == ["0", "0", "1", "1", "2", "2"]
     assert json.loads(Path("run/metrics.json").read_text())["fit/epochs"] == 3
     assert "val/acc" in inspect("run").stdout  # the first epoch
