@@ -1,5 +1,7 @@
 """Groups whose true difference is known, and what `compare` says of them."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -10,12 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from scipy import stats
 
+from imgcls.data.sample import SampleData
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.groups import find_runs, group_runs
 from imgcls.runs.record import add_metrics, write_predictions
 from imgcls.runs.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+
+from .conftest import TINY
 
 IMAGES = 1000
 
@@ -200,6 +206,28 @@ def test_the_page_escapes_names_and_asks_nobody(runs, imgcls):
     assert page.count("<svg") == 2 and "model.finetune.cache" in page and "a,0.png" not in page.split("<summary>")[0]
 
 
+def test_the_page_shows_the_images_that_groups_judge_differently(imgcls):
+    for lr in ("0.001", "0.02"):
+        assert imgcls("fit", *TINY, f"--model.lr={lr}", "--run_dir", f"runs/{lr}")[0] == 0
+    assert imgcls("compare", "runs", "--out", "page.html")[0] == 0
+    page = Path("page.html").read_text()
+    rows = re.findall(r'<tr><td><img alt="" src="(data:image/jpeg;base64,[^"]+)"> test/(\d+)</td>', page)
+    assert len(rows) > 5 and len(rows) == page.count("<td>test/") + page.count("> test/")
+    data = SampleData()
+    data.setup("test")
+    source, _ = data.parts["test"]
+    for uri, number in rows[:3]:
+        shown = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).resize((28, 28), Image.Resampling.BOX)
+        wanted = source.original(int(number)).image
+        assert np.abs(np.asarray(shown, float) - np.asarray(wanted, float)).mean() < 8
+
+    for config in Path("runs").glob("*/config.yaml"):  # the images are no longer there
+        text = config.read_text()
+        config.write_text(text.replace("imgcls.data.sample.SampleData", "imgcls.data.folder.FolderData"))
+    code, out, _ = imgcls("compare", "runs", "--out", "page.html")
+    assert code == 0 and "note: the page shows no images" in out and "<img" not in Path("page.html").read_text()
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -237,7 +265,7 @@ def test_comparing_imports_no_torch(runs):
 
     code = "import sys; from imgcls.__main__ import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code, "compare", str(runs), "--out", "p.html"], capture_output=True, text=True,
+        [sys.executable, "-c", code, "compare", str(runs)], capture_output=True, text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
     )  # fmt: skip
     assert done.stdout.strip().splitlines()[-1] == "False", done.stderr

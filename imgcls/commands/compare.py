@@ -1,9 +1,13 @@
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from imgcls.errors import UserError
 from imgcls.runs.compare import compare
 from imgcls.runs.folder import write_atomic
 from imgcls.runs.groups import find_runs, group_runs
@@ -26,9 +30,30 @@ def main(arguments: list[str]) -> int:
     if options.out:
         from imgcls.runs.compare_page import write_page
 
-        write_page(options.out, result, groups)
+        base = next(group for group in groups if group.name == result["baseline"])
+        write_page(options.out, result, groups, _pictures(base.runs[0].folder.path))
         print(f"page: {options.out}")
     return 0
+
+
+def _pictures(run: Path) -> Callable[[int, str], Image.Image | None] | None:
+    """A run's test images by number and name; None, with a word, where its data cannot be opened any more."""
+    from imgcls.load import load_data
+
+    try:
+        data = load_data(run)
+        data.prepare_data()
+        data.setup("test")
+    except UserError as error:
+        print(f"\nnote: the page shows no images: {error}")
+        return None
+    source, _ = data.parts["test"]
+
+    def picture(number: int, name: str) -> Image.Image | None:
+        there = number < len(source) and source.names[number] == name  # else the data changed
+        return source.original(number).image if there else None
+
+    return picture
 
 
 def print_comparison(result: dict[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """The page of an audit, with everything inside it: nothing is requested from anywhere."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from imgcls.runs.folder import write_atomic
-from imgcls.runs.page import template
+from imgcls.runs.page import template, thumbnail
 
 FOUND = {
     "broken": "images that cannot be read",
@@ -22,7 +20,6 @@ FOUND = {
     "label_errors": "labels that are probably wrong",
 }
 GROUPS, IMAGES, SUSPECTS, ODD, ROWS = 40, 6, 120, 24, 100  # shown of each kind; audit.json has all
-SIDE = 96  # of a thumbnail's longer side, in pixels
 
 
 Facts = Callable[[int], dict[str, Any]]
@@ -41,7 +38,7 @@ def write_page(path: Path, result: Mapping[str, Any], shown: Mapping[str, Any], 
     """
 
     def image(position: int) -> dict[str, Any]:
-        return facts(position) | {"uri": _thumbnail(picture(position))}
+        return facts(position) | {"uri": thumbnail(picture(position))}
 
     labels = result["label_errors"][:SUSPECTS]
     page = template("audit.html").render(
@@ -58,13 +55,3 @@ def write_page(path: Path, result: Mapping[str, Any], shown: Mapping[str, Any], 
         limit={"groups": GROUPS, "images": IMAGES, "suspects": SUSPECTS, "odd": ODD, "rows": ROWS},
     )
     write_atomic(path, page)
-
-
-def _thumbnail(image: Image.Image) -> str:
-    """A JPEG as a data URI; small images are enlarged."""
-    scale = SIDE / max(image.size)
-    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
-    small = image.resize([max(1, round(side * scale)) for side in image.size], way, reducing_gap=2.0)
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -2,30 +2,35 @@
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from PIL import Image
 
 from imgcls.runs.compare import disagreements, per_class
 from imgcls.runs.folder import write_atomic
 from imgcls.runs.groups import Group
-from imgcls.runs.page import epoch_axes, svg, template
+from imgcls.runs.page import epoch_axes, svg, template, thumbnail
 from imgcls.runs.record import read_metrics
 
 CURVES = {"val/acc": "Validation accuracy", "val/loss": "Validation loss", "train/loss": "Training loss"}
 MANY_CLASSES = 20
 
 
-def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group]) -> None:
+Picture = Callable[[int, str], Image.Image | None]
+
+
+def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group], picture: Picture | None = None) -> None:
     """Write the page.
 
     Args:
         path: The .html file.
         result: What `compare` found.
         groups: The groups that it compared.
+        picture: A test image by its number and name, None if there is none of that name; None where none can be had.
     """
     by_name = {group.name: group for group in groups}
     compared = [by_name[row["name"]] for row in result["groups"]]
@@ -39,7 +44,7 @@ def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group]) -> N
         colors=[_color(k) for k in range(len(compared))],
         curves=curves,
         classes=[(g.name, per_class(g, base)[:MANY_CLASSES]) for g in others],
-        disagreements=[(g.name, _named(g, base)) for g in others],
+        disagreements=[(g.name, _named(g, base, picture)) for g in others],
         number=number,
     )
     write_atomic(path, page)
@@ -79,7 +84,7 @@ def _curves(groups: Sequence[Group], key: str) -> str:
     return svg(axes)
 
 
-def _named(group: Group, base: Group) -> list[dict[str, Any]]:
+def _named(group: Group, base: Group, picture: Picture | None) -> list[dict[str, Any]]:
     """Disagreements with the names of image and class, from the baseline's table of predictions."""
     found = disagreements(group, base)
     if not found:
@@ -90,4 +95,6 @@ def _named(group: Group, base: Group) -> list[dict[str, Any]]:
     for image in found:
         row = rows[image["position"]]
         image["path"], image["class"] = row["path"], row["label_name"]
+        pixels = picture(int(row["index"]), row["path"]) if picture else None
+        image["uri"] = thumbnail(pixels) if pixels else None
     return found

@@ -1,5 +1,6 @@
 """What the pages of runs share: templates that escape, and curves as SVG inside the page."""
 
+import base64
 import io
 from typing import Any
 
@@ -7,12 +8,25 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+SIDE = 96  # of a thumbnail's longer side, in pixels
 
 
 def template(name: str) -> Any:
     """A page's template; names of classes, files and settings come from the user's data, so all is escaped."""
     loader = Environment(loader=PackageLoader("imgcls", "runs"), autoescape=select_autoescape())
     return loader.get_template(name)
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A JPEG as a data URI; small images are enlarged."""
+    scale = SIDE / max(image.size)
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
+    small = image.resize([max(1, round(side * scale)) for side in image.size], way, reducing_gap=2.0)
+    content = io.BytesIO()
+    small.save(content, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def epoch_axes(width: float, height: float, **labels: str) -> Axes:
