@@ -218,7 +218,8 @@ def draw(rng: random.Random, processes: int) -> Plan:
     letter = rng.choice("ssfttttvveewwwwx")
     largest = {"t": 40, "v": 24, "e": 4, "w": 8, "x": 4}.get(letter, 1)
     delay = rng.uniform(0, 1.0) if letter == "s" else rng.choice([0.0, rng.uniform(0, 0.004), rng.uniform(0, 0.05)])
-    rank = rng.choice([None, *range(processes)]) if processes > 1 else None
+    # before processes have met, only their launcher can stop the others of one that ends
+    rank = rng.choice([None, *range(processes)]) if processes > 1 and letter != "s" else None
     return Plan(rng.choice(SIGNALS), letter, rng.randint(1, largest), delay, rank)
 
 
