@@ -34,7 +34,7 @@ VERBS = {
     "compare": ("imgcls.commands.compare", "is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]"),
     "export": (
         "imgcls.commands.export",
-        "a checked file: --run RUN_DIR --format onnx|torch_export|safetensors --out FILE",
+        "a checked file: --run RUN_DIR [--format onnx|torch_export|safetensors] [--out FILE]",
     ),
     "backbones": ("imgcls.commands.backbones", "pre-trained networks by name: [PATTERN]"),
 }

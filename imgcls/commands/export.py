@@ -6,6 +6,7 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 
 FORMATS = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "torch_export": (), "safetensors": ()}
+SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 TOLERANCE = (
     "largest difference of a probability from the run's own; a hundredth of it for images of the model's size; "
     "default: 0.01"
@@ -19,8 +20,10 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m imgcls export", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the folder of a trained run")
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", type=Path, required=True, help="the file")
+    parser.add_argument("--format", default="onnx", choices=FORMATS, help="default: onnx")
+    parser.add_argument(
+        "--out", type=Path, help="the file; default: model.onnx (.pt2, .safetensors) in the run's folder"
+    )
     parser.add_argument("--card", type=Path, help="the model card, Markdown; default: the file with the suffix .md")
     parser.add_argument("--images", metavar="FOLDER", help="check on these, where the run's data is not at hand")
     parser.add_argument("--count", type=int, default=64, help="images to check on; default: 64")
@@ -28,8 +31,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tolerance", type=float, default=0.01, help=TOLERANCE)
     parser.add_argument("--int8_tolerance", type=float, default=0.02, help="accuracy that it may cost; default: 0.02")
     given = parser.parse_args(arguments[1:])
-    card = given.card or given.out.with_suffix(".md")
-    if card == given.out:
+    out = given.out or Path(given.run) / f"model{SUFFIX[given.format]}"
+    card = given.card or out.with_suffix(".md")
+    if card == out:
         raise UserError(f"--out {card}: is where the model card goes; name another file, or give --card FILE")
     if given.count < 1:
         raise UserError(f"--count {given.count}: give at least 1")
@@ -41,5 +45,5 @@ def main(arguments: list[str]) -> int:
     from imgcls.deploy.export import export
 
     int8 = given.int8_tolerance if given.quantize else None
-    export(run, given.format, given.out, card, given.images, given.count, given.tolerance, int8)
+    export(run, given.format, out, card, given.images, given.count, given.tolerance, int8)
     return 0
