@@ -238,13 +238,14 @@ class Trainer(lightning.Trainer):
         Args:
             model: The model.
             datamodule: The run's data; validation images are shown.
-            out: Folder for the pictures. Default: figures/ in the run's folder.
+            out: Folder for the pictures. Default: figures/ in the run's folder, and its report shows them.
             images: A file, a folder or a pattern of images in which to look for classes. Default: the run's most
                 confident mistakes, and some that are right.
             count: How many of them at most.
             ckpt_path: Checkpoint, where it is not the run's best.
         """
         from imgcls.commands.explain import explain
+        from imgcls.runs.report import write_report
 
         if count < 1:
             raise UserError(f"--count {count}: give at least 1")
@@ -253,3 +254,5 @@ class Trainer(lightning.Trainer):
         model.load_state_dict(state)
         run = RunFolder(self.default_root_dir)
         explain(model, datamodule, self.strategy.root_device, run, Path(out or run.figures), images, count)
+        if out is None:
+            write_report(run)

@@ -40,6 +40,8 @@ def test_a_run_is_explained(imgcls):
     assert "what 2 layers respond to" in out and Path("run/figures/layers.png").stat().st_size > 5_000
     assert "where it sees a class in 16 images: run/figures/grad_cam.png" in out
     assert Path("run/figures/grad_cam.png").stat().st_size > 20_000
+    page = Path("run/report.html").read_text()
+    assert page.index("Where classes are seen") > page.index("Confusion matrix (val)") and "What layers respond" in page
     code, _, err = imgcls("explain")
     assert code == 2 and "explain needs a trained run: --run RUN_DIR" in err
 

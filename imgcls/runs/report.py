@@ -12,6 +12,7 @@ CURVES = {"loss": "Loss", "acc": "Accuracy"}
 COLORS = {"train": "#8a8f98", "val": "#1f6feb"}
 HEADLINE = ("test/acc", "val/acc", "fit/seconds")
 CLASSES = 50
+EXPLAINED = {"grad_cam": "Where classes are seen (Grad-CAM)", "layers": "What layers respond to"}  # shown last
 
 
 def write_report(run: RunFolder) -> None:
@@ -28,7 +29,7 @@ def write_report(run: RunFolder) -> None:
         num_classes=len(classes),
         classes=sorted(classes, key=lambda row: row["f1"])[:CLASSES],
         number=lambda value: "–" if value is None else _number(value),
-        figures=[(_caption(p), _data_uri(p)) for p in sorted(run.figures.glob("*.png"))],
+        figures=[(_caption(p), _data_uri(p)) for p in sorted(run.figures.glob("*.png"), key=_place)],
         environment=_facts(read_json(run.environment)),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
@@ -57,7 +58,13 @@ def _curve(rows: list[Row], key: str, title: str) -> str:
     return svg(axes)
 
 
+def _place(path: Path) -> tuple[bool, str]:
+    return path.stem in EXPLAINED, path.stem
+
+
 def _caption(path: Path) -> str:
+    if path.stem in EXPLAINED:
+        return EXPLAINED[path.stem]
     part, _, name = path.stem.partition("_")
     return f"{name.replace('_', ' ').capitalize()} ({part})"
 
