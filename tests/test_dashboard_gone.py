@@ -42,7 +42,7 @@ def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, serve
 
 
 KILL = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from imgcls.__main__ import main
 from imgcls.callbacks.record import RunRecord
@@ -54,6 +54,10 @@ def kill(self, trainer, pl_module):
     if trainer.current_epoch == 1:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         (service,) = [int(pid) for pid in children if b"wandb-core" in Path("/proc", pid, "cmdline").read_bytes()]
+        (record,) = Path("run/wandb").glob("*run-*/*.wandb")
+        deadline = time.monotonic() + 60
+        while b"val/acc" not in record.read_bytes() and time.monotonic() < deadline:
+            time.sleep(0.1)  # the service writes every second
         os.kill(service, signal.SIGKILL)
 
 RunRecord.on_train_epoch_start = kill
