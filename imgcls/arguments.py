@@ -13,6 +13,7 @@ from imgcls.runs.folder import RunFolder, read_json
 
 FILES_DATA = "imgcls.data.files.FilesData"
 DATA_ONLY = ("preview", "audit", "pack")  # verbs that look at images alone
+FRAMING = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")  # what other images share
 ANY_MODEL = {"class_path": "imgcls.classifier.Classifier", "init_args": {"backbone": "imgcls.models.cnn.CNN"}}
 
 
@@ -117,6 +118,11 @@ def config_folders(files: Sequence[Path]) -> list[str]:
     return list(folders)
 
 
+def make_importable(folders: Sequence[str]) -> None:
+    """Let Python find modules in them, behind all others."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
+
+
 def _as_yaml(match: re.Match[str]) -> str:
     return {"None": "=null", "True": "=true", "False": "=false"}[match[0][1:]]
 
@@ -128,11 +134,10 @@ def _to_predict(run: RunFolder, other_images: bool) -> str:
     """
     config, record = read_config(run.config), read_json(run.environment)
     # its own modules may stand beside the configs of which it was made
-    sys.path += [folder for folder in record.get("config_folders", []) if folder not in sys.path]
+    make_importable(record.get("config_folders", []))
     options = config["data"]["init_args"]
     if other_images:
-        keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "batch_size")
-        options = {k: options.get(k) for k in keep} | {"class_names": record["data"]["class_names"]}
+        options = {k: options.get(k) for k in (*FRAMING, "batch_size")} | {"class_names": record["data"]["class_names"]}
         config["data"] = {"class_path": FILES_DATA, "init_args": options | {"on_error": "skip", "cache": "none"}}
     else:
         options |= {"on_error": "skip"} if "on_error" in options else {}

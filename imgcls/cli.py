@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
-from imgcls.arguments import config_folders, expand_arguments, refuse_overruled
+from imgcls.arguments import config_folders, expand_arguments, make_importable, refuse_overruled
 from imgcls.callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Signals
 from imgcls.callbacks.evaluation import Evaluation
 from imgcls.callbacks.nonfinite import NonFinite
@@ -140,7 +139,7 @@ class ImgclsCLI(LightningCLI):
         self._refuse_abbreviations(arguments)
         refuse_overruled(arguments)
         self.config_folders = config_folders(config_files(arguments))
-        sys.path += [folder for folder in self.config_folders if folder not in sys.path]
+        make_importable(self.config_folders)
         try:
             self.config = parser.parse_args(arguments)
         except ArgumentError as error:

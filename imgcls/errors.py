@@ -20,6 +20,11 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def near(name: str, known: Iterable[str], count: int = 3) -> str:
     """`" (did you mean 'resnet18'?)"` for a mistyped `name`, or an empty string if nothing is close."""
     matches = get_close_matches(name, list(known), n=count, cutoff=0.6)

@@ -1,7 +1,6 @@
 """A trained run as a model, and its data, in memory, outside of any trainer."""
 
 import pickle
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 
+from imgcls.arguments import FRAMING, make_importable
 from imgcls.compose import read_config
 from imgcls.errors import UserError, user_error
 from imgcls.runs.folder import RunFolder, read_json
@@ -48,7 +48,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
 
     run = RunFolder.existing(str(path), "run")
     environment = read_json(run.environment)
-    sys.path += [f for f in environment.get("config_folders", []) if f not in sys.path]
+    make_importable(environment.get("config_folders", []))
     config = read_config(run.config)
     data, section = config["data"]["init_args"], config["model"]
     class_names = environment["data"]["class_names"]
@@ -82,9 +82,8 @@ def load_data(path: str | Path, images: str | Path | None = None) -> "ImageDataM
     environment, section = read_json(run.environment), read_config(run.config)["data"]
     options = section["init_args"]
     if images is not None:
-        keep = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")
-        return FilesData(environment["data"]["class_names"], root=str(images), **{k: options[k] for k in keep})
-    sys.path += [f for f in environment.get("config_folders", []) if f not in sys.path]
+        return FilesData(environment["data"]["class_names"], root=str(images), **{k: options[k] for k in FRAMING})
+    make_importable(environment.get("config_folders", []))
     options["augment"] = None
     return _build(ImageDataModule, "data", section, run)
 

@@ -13,6 +13,7 @@ import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from imgcls.errors import one_line
 from imgcls.runs.folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Wandb(WandbLogger):
         try:
             return super().experiment
         except wandb.errors.Error as error:
-            log.warning(f"W&B: {_line(error)}; the record stays in {self.save_dir}/wandb")
+            log.warning(f"W&B: {one_line(error)}; the record stays in {self.save_dir}/wandb")
             self._wandb_init |= {"mode": "offline"}
             return super().experiment
 
@@ -71,8 +72,8 @@ class Wandb(WandbLogger):
         except Exception as error:  # those of a service that is gone are of many kinds
             if not self.lost:
                 log.warning(
-                    f"W&B: its record ends here ({_line(error)}); training goes on, metrics.csv has every epoch, and "
-                    f"`wandb sync {self.save_dir}/wandb/*run-*` sends what there is"
+                    f"W&B: its record ends here ({one_line(error)}); training goes on, metrics.csv has every epoch, "
+                    f"and `wandb sync {self.save_dir}/wandb/*run-*` sends what there is"
                 )
             self.lost = True
             # W&B says goodbye to its service when Python ends, and would say at length that it is gone
@@ -82,10 +83,6 @@ class Wandb(WandbLogger):
 def _quiet_about_connections(report: Any) -> None:
     if not isinstance(report.exc_value, ConnectionError):
         sys.__unraisablehook__(report)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text: str) -> list[Logger]:
@@ -149,7 +146,7 @@ def _wandb_unusable() -> str | None:
     try:
         return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
     except (wandb.errors.Error, ValueError) as error:
-        return _line(error)
+        return one_line(error)
 
 
 def _silent(url: str) -> str | None:
@@ -160,4 +157,4 @@ def _silent(url: str) -> str | None:
     except HTTPError:
         return None  # also an answer
     except OSError as error:
-        return _line(error)
+        return one_line(error)

@@ -1,6 +1,5 @@
 """What is planted into a data set is found, and what is not wrong is left alone."""
 
-import csv
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from imgcls.runs.groups import find_runs
 from imgcls.runs.held_out import held_out
 
 from .conftest import QUIET, ROOT, write_image
+from .test_cli import rows
 from .test_data import write_table
 from .test_nasty_files import BROKEN, ODD, write_broken, write_odd
 
@@ -173,11 +173,6 @@ def test_a_class_without_images_and_no_image_at_all_are_no_trouble():
 # ---- the command ----
 
 NASTY = "<img src=x onerror=alert(1)>"
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture

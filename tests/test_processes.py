@@ -1,6 +1,5 @@
 """Several processes are one run: every image once, the same figures, and as many processes as were asked for."""
 
-import csv
 import json
 import os
 import re
@@ -17,16 +16,11 @@ from imgcls.data.base import ImageDataModule
 
 from .conftest import QUIET, ROOT, TINY, write_image
 from .stress_resume import run
-from .test_cli import same, weights
+from .test_cli import rows, same, weights
 from .test_nothing_lost import SLURM
 
 SIZES = {"train": 41, "val": 13, "test": 17}  # prime: no number of processes divides them
 DDP = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from imgcls.arguments import FRAMING
 from imgcls.callbacks.figures import image_grid, save
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
@@ -69,7 +70,7 @@ def explain(
 
 def _files(data: ImageDataModule, images: str) -> Source:
     """Images without labels, framed as the run's are."""
-    frame = {k: getattr(data, k) for k in ("image_size", "channels", "interpolation", "crop_fraction")}
+    frame = {k: getattr(data, k) for k in FRAMING}
     try:
         files = FilesData(data.class_names, root=images, **frame).open("test")
     except UserError as error:

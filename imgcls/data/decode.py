@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.errors import UserError, printable
+from imgcls.errors import UserError, one_line, printable
 
 Interpolation = Literal["bilinear", "bicubic"]
 EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif".split())
@@ -152,7 +152,7 @@ def encode_png(image: Image.Image) -> bytes:
 
 def reason_of(error: Exception) -> str:
     """What an error says, on one line."""
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    return printable(one_line(error))
 
 
 def _reason(path: Path, error: Exception) -> str:

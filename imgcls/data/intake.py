@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imgcls.data.cache import Caches
 from imgcls.data.decode import BrokenImage, Frame
-from imgcls.data.options import cores
+from imgcls.data.options import cores, user_cache
 from imgcls.data.sources import Part, Source
 from imgcls.errors import UserError, printable
 
@@ -114,12 +114,7 @@ def _broken(
         mine = new[rank::world_size].tolist()
         if len(mine) > FEW:
             log.info(f"{part}: checking that {len(new)} images can be read, once")
-        loader = DataLoader(
-            _Check(caches.cached(source, index, frame), frame),
-            sampler=[mine[k : k + 32] for k in range(0, len(mine), 32)],  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=workers if len(mine) > FEW else 0,
-        )
+        loader = each_once(_Check(caches.cached(source, index, frame), frame), mine, workers)
         shares: list[Any] = [{number: reason for batch in loader for number, reason in batch}]
         if world_size > 1:
             mine_only, shares = shares[0], [None] * world_size
@@ -129,6 +124,21 @@ def _broken(
             fresh.append(stamps[new[~np.isin(new, list(found[part]))]])
     if trainer is None or trainer.local_rank == 0:
         _remember(known, fresh)
+    return found
+
+
+def each_once(dataset: Dataset, numbers: Sequence[int], workers: int) -> DataLoader:
+    """Lists of numbers of images through a data set, as they come out of it, by processes unless they are few."""
+    return DataLoader(
+        dataset,
+        sampler=[numbers[k : k + 32] for k in range(0, len(numbers), 32)],  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers if len(numbers) > FEW else 0,
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(found: Any) -> Any:
     return found
 
 
@@ -158,7 +168,7 @@ def _write(file: Path, rows: Sequence[Skipped]) -> None:
 
 def _file() -> Path:
     """Stamps of all images that could be read, of all data sets of this user: 8 bytes each."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls" / "readable.npy"
+    return user_cache() / "readable.npy"
 
 
 def _known() -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> list[flo
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+
+
+def user_cache() -> Path:
+    """Where this user's data is kept that can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
 
 
 def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from imgcls.errors import UserError
+from imgcls.data.options import user_cache
+from imgcls.errors import UserError, one_line
 
 FORMAT = 1
 FACTS = "pack.json"
@@ -170,12 +171,11 @@ def explained(place: str) -> Iterator[None]:
     except ImportError as error:
         raise UserError(f"{place}: {error}; for s3:// pip install 'imgcls[shards]'") from error
     except Exception as error:  # each store has errors of its own
-        raise UserError(f"{place}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from error
+        raise UserError(f"{place}: cannot be read ({one_line(error)})") from error
 
 
 def shard_files(place: str, folder: str | None, limit: float) -> ShardFiles:
     """The files of the pack at a folder or URL; `folder` keeps what comes from a URL, up to `limit` bytes of shards."""
     if "://" not in place:
         return ShardFiles(place)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return RemoteFiles(place.rstrip("/"), Path(folder).expanduser() if folder else Path(cache) / "imgcls/shards", limit)
+    return RemoteFiles(place.rstrip("/"), Path(folder).expanduser() if folder else user_cache() / "shards", limit)

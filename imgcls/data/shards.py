@@ -39,7 +39,7 @@ import numpy as np
 from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.decode import BrokenImage, Frame, decode_bytes, reason_of, stack
+from imgcls.data.decode import Frame, decode_bytes, stack
 from imgcls.data.options import check
 from imgcls.data.sampling import Blocks
 from imgcls.data.shard_files import ShardFiles, shard_files
@@ -100,7 +100,7 @@ class ShardData(ImageDataModule):
         super()._setup_training_parts()
         if not self.folds and self.has_official("val") and self.has_official("test"):
             self.fingerprint = self.files.facts["fingerprint"]  # the parts are those of the data that was packed
-        for _, index in (*self.parts.values(), self._carved_test):
+        for _, index in self.parts.values():
             index.sort()  # as they lie
 
 
@@ -139,13 +139,11 @@ class ShardSource(Source):
 
     def _image(self, number: int, frame: Frame) -> Tensor:
         content = self.encoded(number)
-        try:
+        with self._reading(number):
             return decode_bytes(content, frame)
-        except MemoryError:
-            raise
-        except Exception as error:  # parsers of damaged files raise anything
-            shard = shard_name(self.part, self._shard(number))
-            raise BrokenImage(f"{self.files.place}/{shard}: {self.names[number]}", reason_of(error)) from error
+
+    def describe(self, number: int) -> str:  # noqa: D102
+        return f"{self.files.place}/{shard_name(self.part, self._shard(number))}: {self.names[number]}"
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         shard = self._shard(number)

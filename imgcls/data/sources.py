@@ -5,10 +5,11 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +35,6 @@ from imgcls.errors import printable
 
 Batch = dict[str, Tensor]
 Part = Literal["train", "val", "test"]
-T = TypeVar("T")
 
 
 class Source(ABC):
@@ -84,12 +84,18 @@ class Source(ABC):
         Raises:
             BrokenImage: It cannot be read.
         """
-        try:
+        with self._reading(number):
             return original_bytes(self.encoded(number))
+
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Whatever goes wrong with an image is a BrokenImage."""
+        try:
+            yield
         except (MemoryError, BrokenImage):
-            raise
-        except Exception as error:  # parsers of damaged files raise anything
-            raise BrokenImage(self.names[number], reason_of(error)) from error
+            raise  # the one says nothing about the image, the other all
+        except Exception as error:  # parsers of damaged files, and readers of data sets, raise anything
+            raise BrokenImage(self.describe(number), reason_of(error)) from error
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -134,12 +140,14 @@ class ArraySource(Source):
         return frame_batch(self.image[torch.as_tensor(index)], frame).contiguous()
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
-        pixels = self.image[number].numpy()
-        return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+        return encode_png(self._picture(number))
 
     def original(self, number: int) -> Original:  # noqa: D102
-        pixels = self.image[number].permute(1, 2, 0).numpy()
-        return original(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
+        return original(self._picture(number))
+
+    def _picture(self, number: int) -> Image.Image:
+        pixels = self.image[number].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
 
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
@@ -227,18 +235,12 @@ class ItemSource(Source):
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
     def original(self, number: int) -> Original:  # noqa: D102
-        return self._read(number, original)
+        with self._reading(number):
+            return original(self.items[number][0])
 
     def _image(self, number: int, frame: Frame) -> Tensor:
-        return self._read(number, lambda image: decode(image, frame))
-
-    def _read(self, number: int, use: Callable[[Image.Image], T]) -> T:
-        try:
-            return use(self.items[number][0])
-        except MemoryError:
-            raise
-        except Exception as error:  # whatever the data set's reader meets in a damaged file
-            raise BrokenImage(self.names[number], reason_of(error)) from error
+        with self._reading(number):
+            return decode(self.items[number][0], frame)
 
 
 class NumberedNames(Sequence[str]):

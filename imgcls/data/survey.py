@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from imgcls.data.decode import BrokenImage
-from imgcls.data.intake import FEW
+from imgcls.data.intake import each_once
 from imgcls.data.options import cores
 from imgcls.data.sources import Source
 
@@ -49,15 +49,8 @@ def survey(source: Source, index: np.ndarray, num_workers: int | None = None) ->
     """
     numbers = index.tolist()
     workers = cores() if num_workers is None else num_workers
-    loader = DataLoader(
-        _Read(source),
-        sampler=[numbers[k : k + 64] for k in range(0, len(numbers), 64)],  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=workers if len(numbers) > FEW else 0,
-        collate_fn=_as_it_is,
-    )
     rows: list[Row] = []
-    for batch in loader:
+    for batch in each_once(_Read(source), numbers, workers):
         if len(rows) // 20_000 < (len(rows) + len(batch)) // 20_000:
             log.info(f"audit: {len(rows) + len(batch)} of {len(numbers)} images read")
         rows += batch
@@ -97,7 +90,3 @@ def _digest(image: Image.Image, size: tuple[int, int]) -> int:
 def _small(image: Image.Image) -> np.ndarray:
     gray = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(gray)
-
-
-def _as_it_is(batch: list[Row]) -> list[Row]:
-    return batch
