@@ -6,7 +6,7 @@ import torch
 from kornia.augmentation.container import ImageSequential
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.augment.color import LinearColorJitter, equalize, gray
+from imgcls.augment.color import LinearColorJitter, apply_matrices, color_matrices, equalize, gray
 from imgcls.augment.pipeline import Kornia, Pipeline, fused
 from imgcls.augment.policy import VALUED, AugMix, RandAugment, TrivialAugmentWide, apply_operations
 from imgcls.augment.warp import Warp
@@ -41,7 +41,9 @@ def test_an_operation_gives_what_kornia_gives(name, p):
     torch.manual_seed(1)
     theirs = operation(PHOTO)
     torch.manual_seed(1)
-    result, label = ours(PHOTO.clone(), LABEL)
+    before = PHOTO.clone()
+    result, label = ours(PHOTO, LABEL)
+    assert torch.equal(PHOTO, before)
     # float32 rounding, amplified where a sample point lies on the border between two pixels
     torch.testing.assert_close(result, theirs, atol=2e-4, rtol=0)
     assert torch.equal(label, LABEL)
@@ -97,14 +99,14 @@ def test_what_cannot_be_fused_stays_kornias():
 def test_the_linear_jitter_is_its_matrix(channels):
     image = PHOTO[:1, :channels] * 0.4 + 0.3
     b, c, s, h = (torch.tensor([v]) for v in (1.1, 0.9, 1.2, 1 / 3))
-    ours = LinearColorJitter().apply_factors(image, b, c, s, h)
+    ours = apply_matrices(image, *color_matrices(b, c, s, h))
     x = image * 1.1
     x = 0.9 * x + 0.1 * gray(x).mean()
     if channels == 3:
         x = 1.2 * x - 0.2 * gray(x)
         x = x[:, [2, 0, 1]]  # a third of a turn about the gray axis moves red to green, green to blue, blue to red
     torch.testing.assert_close(ours, x.clamp(0, 1), atol=1e-5, rtol=0)
-    same = LinearColorJitter().apply_factors(image, *(torch.tensor([v]) for v in (1.0, 1.0, 1.0, 0.0)))
+    same = apply_matrices(image, *color_matrices(*torch.tensor([[1.0], [1.0], [1.0], [0.0]])))
     torch.testing.assert_close(same, image)
     draws, _ = LinearColorJitter(p=1.0)(image.expand(8, -1, -1, -1), LABEL[:8])
     assert len({d.numpy().tobytes() for d in draws}) == 8
@@ -249,6 +251,16 @@ def test_parts_of_a_batch_get_what_was_drawn_for_them(size, monkeypatch):
     normalized, label = pipeline.normalized(byte, LABEL, lambda image: image * 2 - 1)
     torch.testing.assert_close(normalized, 2 * whole - 1, atol=1e-6, rtol=0)
     assert torch.equal(label, LABEL)
+
+
+@pytest.mark.parametrize("first", ["horizontal flip", "jitter", "rotation"])
+@pytest.mark.parametrize("image", [PHOTO, (PHOTO * 255).byte()], ids=["float", "uint8"])
+def test_a_pipeline_leaves_the_batch_that_it_is_given(first, image):
+    pipeline, before = Pipeline([OPERATIONS[first](0.1), OPERATIONS["erasing"](1.0)]), image.clone()
+    for _ in range(8):  # in some, no image takes the first operation
+        result, _ = pipeline(image, LABEL)
+        assert torch.equal(image, before)
+        assert not torch.equal(result, image)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Change = Callable[[Tensor, slice], Tensor]
-"""Changes some images (b, C, H, W) of a batch, which lie in that slice of it."""
+"""Changes some images (b, C, H, W) of a batch, which lie in that slice of it; it may overwrite them."""
 
 
 class Augmentation(nn.Module, ABC):
@@ -70,7 +70,7 @@ class ByImage(Augmentation):
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32 in [0, 1], or uint8 where `on_uint8` is set; labels are left alone."""
         change, _ = self.draw(image.shape)
-        return change(image, slice(None)), label
+        return change(image.clone(), slice(None)), label
 
 
 def soft(label: Tensor, num_classes: int) -> Tensor:

@@ -3,8 +3,8 @@
 Shapes: B batch, C channels, H×W pixels. Gray images take brightness and contrast; saturation and hue leave them.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from kornia.augmentation import ColorJitter as KorniaColorJitter
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from imgcls.augment.base import ByImage, Change
 
 LUMA = (0.299, 0.587, 0.114)
+MOVED_33 = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]])  # channels after a move by 0, 1 or 2 places
 
 
 def gray(image: Tensor) -> Tensor:
@@ -24,87 +25,94 @@ def gray(image: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
-def adjust_brightness(image: Tensor, factor_B: Tensor) -> Tensor:
-    """`clamp(factor * image)`."""
-    return (image * _each(factor_B, image)).clamp_(0, 1)
+def mean_luma(image: Tensor) -> Tensor:
+    """Mean luma (B,) of images (B, C, H, W) of one or three channels."""
+    mean_BC = image.mean((2, 3))
+    return mean_BC[:, 0] if image.shape[1] == 1 else mean_BC @ mean_BC.new_tensor(LUMA)
 
 
-def adjust_contrast(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, the mean luma of each image, clamped."""
-    factor_B111 = _each(factor_B, image)
-    return (image * factor_B111).add_((1 - factor_B111) * gray(image).mean((2, 3), keepdim=True)).clamp_(0, 1)
+def adjust_brightness_(image: Tensor, factor_B: Tensor) -> Tensor:
+    """`clamp(factor * image)`, in place."""
+    return image.mul_(_each(factor_B, image)).clamp_(0, 1)
 
 
-def adjust_saturation(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's luma, clamped."""
+def adjust_contrast_(image: Tensor, factor_B: Tensor) -> Tensor:
+    """Away from, or towards, the mean luma of each image, clamped, in place."""
+    offset_B = (1 - factor_B.to(image)) * mean_luma(image)
+    return image.mul_(_each(factor_B, image)).add_(_each(offset_B, image)).clamp_(0, 1)
+
+
+def adjust_saturation_(image: Tensor, factor_B: Tensor) -> Tensor:
+    """Away from, or towards, each pixel's luma, clamped, in place."""
     if image.shape[1] == 1:
         return image
-    return torch.lerp(gray(image), image, _each(factor_B, image)).clamp_(0, 1)
+    return image.lerp_(gray(image), 1 - _each(factor_B, image)).clamp_(0, 1)
 
 
-def adjust_hue(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
-    """Turn the hue of the HSV hexagon by a share of a full turn, without the detour over HSV.
+def adjust_hue_(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Turn the hue of the HSV hexagon by a share of a full turn, without the detour over HSV, in place.
 
-    A third of a turn hands each channel's values on to the next channel; `turn_hue` does what remains.
+    Of the nearest whole number of sixths, two hand each channel's values on to the next channel, and three mirror them
+    between the largest and the smallest of the pixel; `turn_hue_` does what remains.
 
     Args:
         image: (B, C, H, W) float32.
         shift_B: -0.5 to 0.5; on the CPU, a GPU need not be waited for.
-        turn: What to call in place of `turn_hue`: the same, compiled.
+        turn: `turn_hue_`, or the same compiled.
     """
     if image.shape[1] == 1:
         return image
     sixths_B = 6 * shift_B
-    thirds_B = (sixths_B / 2).round()
-    if (thirds_B != 0).any():
-        image = _channels_moved(image, thirds_B.long())
-    rest_B = sixths_B - 2 * thirds_B
-    while (rest_B != 0).any():
-        step_B = rest_B.clamp(-0.5, 0.5)
-        image = (turn or turn_hue)(image, step_B)
-        rest_B = rest_B - step_B
+    whole_B = sixths_B.round()
+    rest_B, mirrored_B = sixths_B - whole_B, whole_B % 2 != 0
+    places_B = ((whole_B - 3 * mirrored_B) / 2).long() % 3
+    if places_B.any():
+        image.copy_(_channels_moved(image, places_B))
+    if rest_B.any():
+        turn(image, rest_B)
+    mirrored = mirrored_B.nonzero()[:, 0].to(image.device)
+    if len(mirrored):
+        some = image.index_select(0, mirrored)
+        ends = some.amax(1, keepdim=True).add_(some.amin(1, keepdim=True))
+        image.index_copy_(0, mirrored, ends - some)
     return image
 
 
-def turn_hue(image: Tensor, sixths_B: Tensor) -> Tensor:
-    """Turn the hue of images (B, 3, H, W) by f sixths of a turn, of at most 1/2.
+def turn_hue_(image: Tensor, sixths_B: Tensor) -> Tensor:
+    """Turn the hue of images (B, 3, H, W) by f sixths of a turn, of at most 1/2, in place.
 
     Let v be the largest, m the smallest and d the spread of the three channels of a pixel. Channel r, with the next
     channel g (for f < 0: the one before), becomes `clamp(r - g + clamp(g, m + |f| d, v - |f| d), m, v)`: only where g
     is near v does r fall, and only where g is near m does r rise, by what g lies beyond that margin.
     """
-    red, green, blue = image.split(1, 1)
-    highest = torch.maximum(torch.maximum(red, green), blue)
-    lowest = torch.minimum(torch.minimum(red, green), blue)
-    margin = (highest - lowest) * _each(sixths_B.abs(), image)
-    other = _channels_moved(image, torch.where(sixths_B < 0, 1, -1))
-    within = torch.clamp(other, lowest + margin, highest - margin)
-    return within.sub_(other).add_(image).clamp_(lowest, highest)
+    highest, lowest = image.amax(1, keepdim=True), image.amin(1, keepdim=True)
+    margin = (highest - lowest).mul_(_each(sixths_B.abs(), image))
+    other = _channels_moved(image, 1 + (sixths_B >= 0).long())
+    image.sub_(other).add_(other.clamp_(lowest + margin, margin.neg_().add_(highest)))
+    return image.clamp_(lowest, highest)
 
 
 def _channels_moved(image: Tensor, places_B: Tensor) -> Tensor:
-    """Each channel of (B, 3, H, W) takes the place of that many channels after it."""
-    source_B3 = (torch.arange(3) - places_B.cpu()[:, None]) % 3
-    rows = (3 * torch.arange(len(image))[:, None] + source_B3).flatten()
-    return image.flatten(0, 1).index_select(0, rows.to(image.device)).view_as(image)
+    """Each channel of (B, 3, H, W) takes the place of that many channels after it, 0 to 2."""
+    rows_B3 = MOVED_33[places_B.cpu()] + torch.arange(0, 3 * len(image), 3)[:, None]
+    return image.flatten(0, 1).index_select(0, rows_B3.flatten().to(image.device)).view_as(image)
 
 
 def _each(value_B: Tensor, image: Tensor) -> Tensor:
     """A value for each image of (B, C, H, W), (B, 1, 1, 1), where the images are."""
-    return value_B.to(image)[:, None, None, None]
+    return value_B.to(image).view(-1, 1, 1, 1)
 
 
-def adjust_sharpness(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, a blurred image, clamped; the border stays (Pillow's SMOOTH kernel, as torchvision's)."""
+def adjust_sharpness_(image: Tensor, factor_B: Tensor) -> Tensor:
+    """Away from, or towards, a blurred image (Pillow's SMOOTH kernel), clamped, in place; the border stays."""
     channels, height, width = image.shape[1:]
     if min(height, width) < 3:
         return image
     kernel_33 = image.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    inside = F.conv2d(image, kernel_33.expand(channels, 1, 3, 3), groups=channels)
-    blurred = image.clone()
-    blurred[:, :, 1:-1, 1:-1] = (inside * 255).round() / 255  # torchvision rounds to uint8 here
-    factor_B111 = _each(factor_B, image)
-    return (image * factor_B111).add_((1 - factor_B111) * blurred).clamp_(0, 1)
+    blurred = F.conv2d(image, kernel_33.expand(channels, 1, 3, 3), groups=channels)
+    blurred = blurred.mul_(255).round_().div_(255)  # torchvision rounds to uint8 here
+    image[:, :, 1:-1, 1:-1].lerp_(blurred, 1 - _each(factor_B, image))
+    return image.clamp_(0, 1)
 
 
 def posterize(image: Tensor, bits_B: Tensor) -> Tensor:
@@ -137,12 +145,13 @@ def equalize(image: Tensor) -> Tensor:
     return (table.gather(1, level) / 255).view_as(image)
 
 
-STEPS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+STEPS = (adjust_brightness_, adjust_contrast_, adjust_saturation_)  # by Kornia's numbers, of which HUE is the last
+HUE = 3
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
 class ColorJitter(ByImage):
-    """Kornia's ColorJitter, parameters and results, some ten times as fast; gray images take their share of it.
+    """Kornia's ColorJitter, parameters and results, several times as fast; gray images take their share of it.
 
     The four steps come in an order drawn for each batch; each image draws its own factors. An argument m is a range:
     factors from 1 - m to 1 + m, hue from -m to m (in turns of the colour wheel).
@@ -164,7 +173,7 @@ class ColorJitter(ByImage):
         p: float = 0.8,
     ) -> None:
         super().__init__()
-        self.steps: Sequence[Callable[[Tensor, Tensor], Tensor]] = STEPS
+        self.turn = turn_hue_
         self.kornia = KorniaColorJitter(_range(brightness), _range(contrast), _range(saturation), _range(hue), p=p)
 
     @classmethod
@@ -175,29 +184,33 @@ class ColorJitter(ByImage):
         return own
 
     def compile_kernels(self) -> None:  # noqa: D102
-        *others, hue = (torch.compile(step, dynamic=True) for step in (*STEPS[:3], turn_hue))
-        self.steps = (*others, partial(adjust_hue, turn=hue))
+        # the other steps are two passes over memory: on a CPU they lose by it
+        self.turn = torch.compile(turn_hue_, dynamic=True)
 
     def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
-        chosen_B = params["batch_prob"].reshape(-1) > 0.5
+        chosen = (params["batch_prob"].reshape(-1) > 0.5).nonzero()[:, 0]
         order: Sequence[int] = self.kornia._fixed_order or params["order"].tolist()  # type: ignore[assignment]
         factors = [params[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
         # a step that changes nothing is left out
         order = [step for step in order if (factors[step] != NEUTRAL[step]).any()]
+        factors, numbers = [factor[chosen] for factor in factors], chosen.tolist()
 
         def change(image: Tensor, here: slice) -> Tensor:
-            chosen = chosen_B[here].nonzero()[:, 0]
-            drawn = [factor[here][chosen] for factor in factors]
-            if len(chosen) == len(image):
-                return self.jitter(image, order, drawn)
-            place = chosen.to(image.device)
-            return image.index_copy(0, place, self.jitter(image[place], order, drawn)) if len(chosen) else image
+            first, _, _ = here.indices(shape[0])
+            drawn = slice(bisect_left(numbers, first), bisect_left(numbers, first + len(image)))
+            values = [factor[drawn] for factor in factors]
+            if len(values[0]) == len(image):
+                return self.jitter(image, order, values)
+            if len(values[0]) == 0:
+                return image
+            place = (chosen[drawn] - first).to(image.device)
+            return image.index_copy_(0, place, self.jitter(image.index_select(0, place), order, values))
 
         return change, shape
 
     def jitter(self, image: Tensor, order: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
-        """Brightness, contrast, saturation and hue (steps 0 to 3) in an order.
+        """Brightness, contrast, saturation and hue (steps 0 to 3) in an order, in place.
 
         Args:
             image: (B, C, H, W) float32 in [0, 1].
@@ -205,7 +218,10 @@ class ColorJitter(ByImage):
             factors: Of each step, by its number, (B,).
         """
         for step in order:
-            image = self.steps[step](image, factors[step])
+            if step == HUE:
+                adjust_hue_(image, factors[step], self.turn)
+            else:
+                STEPS[step](image, factors[step])
         return image
 
 
@@ -234,29 +250,42 @@ class LinearColorJitter(ByImage):
     def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         draw_B4 = (2 * torch.rand(shape[0], 4) - 1) * torch.tensor(self.ranges)
         factor_B4 = draw_B4 * (torch.rand(shape[0], 1) < self.p) + torch.tensor(NEUTRAL)
-        return lambda image, here: self.apply_factors(image, *factor_B4[here].to(image).unbind(1)), shape
+        matrix_B33, lift_B = color_matrices(*factor_B4.unbind(1))
+        return lambda image, here: apply_matrices(image, matrix_B33[here], lift_B[here]), shape
 
-    def apply_factors(
-        self, image: Tensor, brightness_B: Tensor, contrast_B: Tensor, saturation_B: Tensor, hue_B: Tensor
-    ) -> Tensor:
-        """Clamp `M x + t` for each pixel x, with M = hue · saturation · contrast · brightness."""
-        mean_B = gray(image).mean((1, 2, 3)) * brightness_B
-        offset_B = (1 - contrast_B) * mean_B
-        if image.shape[1] == 1:
-            scaled = image * (contrast_B * brightness_B)[:, None, None, None]
-            return scaled.add_(offset_B[:, None, None, None]).clamp_(0, 1)
-        luma_33 = image.new_tensor(LUMA).expand(3, 3)
-        one_33 = torch.eye(3, dtype=image.dtype, device=image.device)
-        saturate_B33 = saturation_B[:, None, None] * one_33 + (1 - saturation_B)[:, None, None] * luma_33
-        # Rodrigues' formula about the axis (1, 1, 1) / sqrt(3), which every gray lies on
-        angle_B11 = (2 * torch.pi * hue_B)[:, None, None]
-        cross_33 = image.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
-        turn_B33 = angle_B11.cos() * one_33 + angle_B11.sin() * cross_33 + (1 - angle_B11.cos()) / 3
-        matrix_B33 = turn_B33 @ saturate_B33
-        # rows of saturation and rotation sum to one: an equal offset of all channels passes unchanged
-        matrix_B33 = matrix_B33 * (contrast_B * brightness_B)[:, None, None]
-        flat = torch.baddbmm(offset_B[:, None, None].expand(-1, 3, 1), matrix_B33, image.flatten(2))
-        return flat.clamp_(0, 1).view_as(image)
+
+def color_matrices(
+    brightness_B: Tensor, contrast_B: Tensor, saturation_B: Tensor, hue_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hue · saturation · contrast · brightness, for `apply_matrices`.
+
+    Args:
+        brightness_B: Factors (B,) float32, as those of contrast and saturation.
+        contrast_B: About the image's mean luma.
+        saturation_B: About each pixel's luma.
+        hue_B: Turns about the gray axis.
+
+    Returns:
+        A matrix per image (B, 3, 3), and the share of its mean luma that is added to it (B,).
+    """
+    one_33, luma_33 = torch.eye(3), torch.tensor(LUMA).expand(3, 3)
+    saturate_B33 = luma_33 + saturation_B[:, None, None] * (one_33 - luma_33)
+    # Rodrigues' formula about the axis (1, 1, 1) / sqrt(3), which every gray lies on
+    angle_B11 = (2 * torch.pi * hue_B)[:, None, None]
+    cross_33 = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5
+    turn_B33 = angle_B11.cos() * one_33 + angle_B11.sin() * cross_33 + (1 - angle_B11.cos()) / 3
+    matrix_B33 = turn_B33 @ saturate_B33 * (contrast_B * brightness_B)[:, None, None]
+    # rows of saturation and rotation sum to one: an equal offset of all channels passes unchanged
+    return matrix_B33, (1 - contrast_B) * brightness_B
+
+
+def apply_matrices(image: Tensor, matrix_B33: Tensor, lift_B: Tensor) -> Tensor:
+    """Clamp `M x + lift * mean luma` for each pixel x of images (B, C, H, W); gray images take the sum of M's rows."""
+    offset_B = lift_B.to(image) * mean_luma(image)
+    if image.shape[1] == 1:
+        return (image * _each(matrix_B33[:, 0].sum(1), image)).add_(_each(offset_B, image)).clamp_(0, 1)
+    flat = torch.baddbmm(offset_B.view(-1, 1, 1).expand(-1, 3, 1), matrix_B33.to(image), image.flatten(2))
+    return flat.clamp_(0, 1).view_as(image)
 
 
 def _range(given: float | Sequence[float]) -> float | list[float]:

@@ -38,8 +38,6 @@ class RandomErasing(ByImage):
         chosen, values = (params["batch_prob"].reshape(-1) > 0.5).tolist(), params["values"].tolist()
 
         def change(image: Tensor, here: slice) -> Tensor:
-            if any(chosen[here]):
-                image = image.clone()
             for number, (x, y, width, height) in enumerate(boxes[here]):
                 if chosen[here][number]:
                     image[number, :, y : y + height, x : x + width] = values[here][number]

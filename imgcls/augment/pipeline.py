@@ -8,6 +8,7 @@ from kornia.augmentation import RandomErasing as KorniaRandomErasing
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
+from imgcls.allocator import keep_freed_memory
 from imgcls.augment.base import Augmentation, ByImage, soft
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
@@ -21,15 +22,15 @@ class Pipeline(Augmentation):
 
     Kornia's are carried out faster where we know how, with Kornia's own parameters and results: neighbouring
     geometric operations with one interpolation (see Warp), colour and erasing in fewer passes. `fuse=False` leaves
-    all to Kornia.
+    all to Kornia. Making one sets the process's allocator (see `imgcls.allocator`, also for how to leave it).
 
     Args:
         operations: Applied in this order. Those that only index (crop, flip) come first on uint8 images; the
             batch turns to float32 in [0, 1] before the first that computes.
         margin: Training images are loaded this much larger than the model expects, for a crop to choose from.
         fuse: Carry Kornia's operations out faster.
-        compile: Compile colour operations: several times as fast, after seconds of compiling; on a CPU it takes a C++
-            compiler. Results differ by rounding from those without, so a run is resumed with the same setting.
+        compile: Compile what gains by it, the turn of the hue; that takes seconds, on a CPU a C++ compiler, and gains
+            little there. Results differ by rounding from those without, so a run is resumed with the same setting.
     """
 
     on_uint8 = True
@@ -42,6 +43,7 @@ class Pipeline(Augmentation):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         self.operations = nn.ModuleList(fused(operations) if fuse else map(_wrapped, operations))
         self.margin = margin
         if compile:
@@ -91,7 +93,8 @@ def in_parts(
     result = torch.empty(0)
     for start in range(0, len(image), size):
         here = slice(start, start + size)
-        part = _to_float(image[here]) if computes else image[here]
+        # a copy even of float images, which may be overwritten: reading them in order also brings them into the cache
+        part = _to_float(image[here]) if computes and image.dtype == torch.uint8 else image[here].clone()
         for change in changes:
             part = change(part, here)
         part = part if normalize is None else normalize(part)
@@ -106,7 +109,7 @@ def in_parts(
 
 def _to_float(image: Tensor) -> Tensor:
     """In [0, 1]; channel by channel, as colour operations go."""
-    return (image * (1 / 255)).contiguous() if image.dtype == torch.uint8 else image
+    return image.float().contiguous().mul_(1 / 255) if image.dtype == torch.uint8 else image
 
 
 class Kornia(Augmentation):

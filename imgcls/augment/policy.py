@@ -11,10 +11,10 @@ from torch import Tensor
 
 from imgcls.augment.base import Augmentation
 from imgcls.augment.color import (
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_sharpness,
+    adjust_brightness_,
+    adjust_contrast_,
+    adjust_saturation_,
+    adjust_sharpness_,
     autocontrast,
     equalize,
     posterize,
@@ -22,12 +22,12 @@ from imgcls.augment.color import (
 )
 from imgcls.augment.warp import warp
 
-# operations of a value per image (B,); the units are given where the value is drawn
+# operations of a value per image (B,), which may be in place; the units are given where the value is drawn
 VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": adjust_brightness,
-    "color": adjust_saturation,
-    "contrast": adjust_contrast,
-    "sharpness": adjust_sharpness,
+    "brightness": adjust_brightness_,
+    "color": adjust_saturation_,
+    "contrast": adjust_contrast_,
+    "sharpness": adjust_sharpness_,
     "posterize": posterize,
     "solarize": solarize,
     "autocontrast": lambda image, value_B: autocontrast(image),
@@ -62,11 +62,11 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             source_B33[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
         else:
             here = chosen.to(image.device)
-            result.index_copy_(0, here, VALUED[name](image[here], value_B[chosen]))
+            result.index_copy_(0, here, VALUED[name](image.index_select(0, here), value_B[chosen]))
     if moved_B.any():
         moved = moved_B.nonzero()[:, 0]
         here = moved.to(image.device)
-        result.index_copy_(0, here, warp(image[here], source_B33[moved]))
+        result.index_copy_(0, here, warp(image.index_select(0, here), source_B33[moved, :2]))
     return result
 
 
