@@ -10,7 +10,6 @@ from torch import Tensor
 
 from imgcls.errors import UserError
 
-
 def check(good: bool, option: str, value: object, wanted: str) -> None:
     """Raise a UserError unless an option's value is good."""
     if not good:
@@ -80,11 +79,11 @@ def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0, deviation 1 per channel, in the same layout."""
     unit = 1 / 255 if image.dtype == torch.uint8 else 1.0
     mean_C, std_C = (torch.tensor(value, device=image.device) for value in (mean, std))
-    scale_C, shift_C = unit / std_C, mean_C / std_C
-    if image.stride(1) != 1 or image.shape[1] == 1:
-        return (image * scale_C.view(-1, 1, 1)).sub_(shift_C.view(-1, 1, 1))
-    # channels lie side by side: a CPU goes over rows of pixels three times as fast as over single ones
-    width = image.shape[-1]
-    rows, scale, shift = image.permute(0, 2, 3, 1).flatten(2), scale_C.repeat(width), shift_C.repeat(width)
-    rows = (rows.float().mul_(scale) if rows.dtype == torch.uint8 else rows * scale).sub_(shift)
-    return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    scale, shift = (unit / std_C).view(-1, 1, 1), (mean_C / std_C).view(-1, 1, 1)
+    if image.stride(1) == 1 and image.shape[1] > 1:
+        # a CPU goes over rows of pixels, channels and all, three times as fast as over single ones
+        width = image.shape[-1]
+        rows = image.permute(0, 2, 3, 1).flatten(2).to(torch.float32, copy=True)
+        rows.mul_(scale.flatten().repeat(width)).sub_(shift.flatten().repeat(width))
+        return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
+    return image.to(torch.float32, copy=True).mul_(scale).sub_(shift)
