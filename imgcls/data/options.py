@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imgcls.errors import UserError
 
+
 def check(good: bool, option: str, value: object, wanted: str) -> None:
     """Raise a UserError unless an option's value is good."""
     if not good:
