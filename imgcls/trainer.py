@@ -237,7 +237,7 @@ class Trainer(lightning.Trainer):
 
         Args:
             model: The model.
-            datamodule: The run's data; validation images are shown.
+            datamodule: The run's data; validation images are shown, without any training images.
             out: Folder for the pictures. Default: figures/ in the run's folder, and its report shows them.
             images: A file, a folder or a pattern of images in which to look for classes. Default: the run's most
                 confident mistakes, and some that are right.
@@ -253,6 +253,7 @@ class Trainer(lightning.Trainer):
         model.check_weights(state)
         model.load_state_dict(state)
         run = RunFolder(self.default_root_dir)
-        explain(model, datamodule, self.strategy.root_device, run, Path(out or run.figures), images, count)
+        shown = Path(out or run.figures)
+        explain(model, datamodule, self.strategy.root_device, run, Path(str(ckpt_path)), shown, images, count)
         if out is None:
             write_report(run)

@@ -68,6 +68,15 @@ def test_a_run_leaves_what_the_design_promises(imgcls):
     assert not {"run_dir", "base", "ckpt_path", "config"} & config.keys()
 
 
+def test_without_a_validation_part_the_last_epoch_is_kept(imgcls):
+    run = fit(imgcls, "--data.val_fraction=0", "--trainer.max_epochs=2", "--test_after_fit=true")
+    assert same(weights(run / "checkpoints/best.ckpt"), weights(run / "checkpoints/last.ckpt"))
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["fit/epochs"] == 2 and 0 <= metrics["test/acc"] <= 1 and "val/acc" not in metrics
+    code, out, err = imgcls("test", "--run", str(run))
+    assert code == 0, err
+
+
 def test_a_run_repeats_from_its_config(imgcls):
     first = fit(imgcls)
     code, _, err = imgcls("fit", "--config", first / "config.yaml", *QUIET, "--run_dir", "again")

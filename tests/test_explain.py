@@ -8,8 +8,9 @@ from torch import nn
 from imgcls.commands.explain import _telling, class_maps, last_module, overlay
 from imgcls.evaluate.responses import Patch, by_channel, strongest_patches
 from imgcls.load import load_data, load_run
+from imgcls.runs.calibration import write_calibration
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import softmax
+from imgcls.runs.record import read_predictions
 
 from .conftest import QUIET, ROOT, TINY
 
@@ -51,8 +52,8 @@ def test_mistakes_come_first_and_some_are_right(imgcls):
     data, run = load_data("run"), RunFolder("run")
     data.setup("fit")
     source, index = _telling(data, run, 12)
-    with np.load("run/predictions/test.npz") as arrays:
-        probability, label = softmax(arrays["logits"]), arrays["label"]
+    predicted = read_predictions(Path("run/predictions/test.npz"))
+    probability, label = predicted.probability, predicted.label
     wrong = probability[index].argmax(1) != label[index]  # test images are numbered in the order of the record
     assert source is data.parts["test"][0] and wrong.tolist() == [True] * 9 + [False] * 3
     mistakes = probability.max(1)[probability.argmax(1) != label]
@@ -63,7 +64,29 @@ def test_mistakes_come_first_and_some_are_right(imgcls):
         arrays = dict(np.load(f"run/predictions/{part}.npz"))
         np.savez(f"run/predictions/{part}.npz", **arrays | {"label": (arrays["label"] + 1) % 10})
     source, index = _telling(data, run, 12)
-    assert source is data.parts["val"][0] and index.tolist() == data.parts["val"][1][:12].tolist()
+    assert source is data.parts["val"][0] and set(index) < set(data.parts["val"][1])
+    assert sorted(source.label[index[:10]]) == list(range(10))
+    Path("run/predictions/test.npz").write_bytes(b"PK")
+    code, _, err = imgcls("explain", "--run", "run")
+    assert code == 2 and "run/predictions/test.npz: cannot be read" in err and "test the run again" in err
+
+
+def test_a_run_without_a_validation_part_is_explained_by_its_training_images(imgcls):
+    words = [*TINY, "--run_dir", "run", "--data.val_fraction=0", "--trainer.limit_train_batches=2"]
+    assert imgcls("fit", *words)[0] == 0
+    code, out, err = imgcls("explain", "--run", "run")
+    assert code == 0 and "where it sees a class in 16 images" in out, err
+
+
+def test_titles_are_calibrated_for_the_checkpoint_that_was_calibrated(imgcls, monkeypatch):
+    assert imgcls("fit", *TINY, "--run_dir", "run", "--test_after_fit=false")[0] == 0
+    write_calibration(RunFolder("run"), RunFolder("run").best, {"temperature": 2.0})
+    used = []
+    monkeypatch.setattr("imgcls.commands.explain.class_maps", lambda *given: used.append(given[-1]))
+    for checkpoint in ("best", "last"):
+        code, _, err = imgcls("explain", "--run", "run", "--ckpt_path", f"run/checkpoints/{checkpoint}.ckpt")
+        assert code == 0, err
+    assert used == [2.0, 1.0]
 
 
 def test_images_of_the_users_own_are_explained(imgcls, photos):
@@ -85,12 +108,14 @@ def test_the_classes_that_are_shown(imgcls):
     pictures, titles = class_maps(loaded.model, data, source, index[:10], torch.device("cpu"))
     assert pictures.shape == (30, 3, 28, 28) and pictures.dtype == torch.uint8 and len(titles) == 30
     logits = loaded.model(data.normalize(source.images(index[:10].tolist(), data.frame("val"))))
+    _, hotter = class_maps(loaded.model, data, source, index[:10], torch.device("cpu"), scaled_by=2.0)
     for k, order in enumerate(logits.argsort(1, descending=True).tolist()):
         label = source.label[index[k]]
         other = label if label != order[0] else order[1]
         for picture, number in ((1, order[0]), (2, other)):
             assert titles[3 * k + picture].split("\n")[1].rpartition(" ")[0] == data.class_names[number]
         assert titles[3 * k].endswith(f"is {data.class_names[label]}")
+        assert hotter[3 * k + 1].endswith(f" {(logits[k] / 2).softmax(0).max():.2f}")
         assert (pictures[3 * k] == source.images([index[k]], data.frame("val"))[0]).all()
 
 

@@ -4,9 +4,18 @@ import kornia.augmentation as K
 import pytest
 import torch
 from kornia.augmentation.container import ImageSequential
+from kornia.enhance import adjust_hue
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.augment.color import LinearColorJitter, apply_matrices, color_matrices, equalize, gray
+from imgcls.augment.color import (
+    LinearColorJitter,
+    adjust_hue_,
+    apply_matrices,
+    color_matrices,
+    equalize,
+    gray,
+    turn_hue_,
+)
 from imgcls.augment.pipeline import Kornia, Pipeline, fused
 from imgcls.augment.policy import VALUED, AugMix, RandAugment, TrivialAugmentWide, apply_operations
 from imgcls.augment.warp import Warp
@@ -253,14 +262,33 @@ def test_parts_of_a_batch_get_what_was_drawn_for_them(size, monkeypatch):
     assert torch.equal(label, LABEL)
 
 
-@pytest.mark.parametrize("first", ["horizontal flip", "jitter", "rotation"])
+@pytest.mark.parametrize("part", [1, 1 << 20])
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [K.RandomHorizontalFlip(p=1.0)],
+        *([OPERATIONS[first](0.1), K.RandomErasing(p=1.0)] for first in ("horizontal flip", "jitter", "rotation")),
+    ],
+    ids=["flip", "flip and erasing", "jitter and erasing", "rotation and erasing"],
+)
 @pytest.mark.parametrize("image", [PHOTO, (PHOTO * 255).byte()], ids=["float", "uint8"])
-def test_a_pipeline_leaves_the_batch_that_it_is_given(first, image):
-    pipeline, before = Pipeline([OPERATIONS[first](0.1), OPERATIONS["erasing"](1.0)]), image.clone()
+def test_a_pipeline_leaves_the_batch_that_it_is_given(operations, image, part, monkeypatch):
+    monkeypatch.setattr("imgcls.augment.pipeline.PART", part)
+    pipeline, before = Pipeline(operations), image.clone()
     for _ in range(8):  # in some, no image takes the first operation
         result, _ = pipeline(image, LABEL)
         assert torch.equal(image, before)
-        assert not torch.equal(result, image)
+        changed = result if result.dtype == image.dtype else (result * 255).round()
+        assert all(not torch.equal(one, two) for one, two in zip(changed.to(image.dtype), image, strict=True))
+
+
+@pytest.mark.parametrize("twelfths", range(-6, 7))
+def test_hue_is_kornias_where_its_cases_meet(twelfths):
+    image = PHOTO[:1].clone()
+    image[:, :, :4] = image[:, :1, :4]  # gray
+    theirs = adjust_hue(image, 2 * torch.pi * twelfths / 12)
+    ours = adjust_hue_(image.clone(), torch.tensor([twelfths / 12]), turn_hue_)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("align_corners", [True, False])

@@ -7,7 +7,7 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion
 from imgcls.callbacks.figures import confusion_figure, save
 from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
 from imgcls.runs.folder import RunFolder, write_json
-from imgcls.runs.record import add_metrics, add_summary, best_row, read_metrics, softmax, write_predictions
+from imgcls.runs.record import add_metrics, add_summary, best_row, probabilities, read_metrics, write_predictions
 from imgcls.runs.report import write_report
 
 
@@ -24,7 +24,7 @@ def test_worst_mistakes_are_wrong_and_most_confident_first():
 
 
 def test_softmax_holds_for_large_logits():
-    np.testing.assert_allclose(softmax(np.array([[1000.0, 1000.0, -1000.0]])), [[0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(probabilities(np.array([[1000.0, 1000.0, -1000.0]])), [[0.5, 0.5, 0.0]])
 
 
 def test_metrics_keep_one_row_per_epoch_and_split(tmp_path):

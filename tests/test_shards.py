@@ -310,7 +310,12 @@ def test_the_command_packs_and_the_pack_trains_as_its_source(imgcls, mixed):
     code, _, err = imgcls(*words, "--run_dir=run")
     assert code == 0, err
     names = {path.relative_to(mixed).as_posix() for path in (mixed / "test").rglob("*.*") if path.is_file()}
-    assert {row["path"] for row in rows("run/predictions/test.csv")} == names
+    tested = rows("run/predictions/test.csv")
+    assert {row["path"] for row in tested} == names
+    code, _, err = imgcls("predict", "--run=run", "--trainer.accelerator=cpu", "--data.num_workers=0")
+    assert code == 0, err
+    predicted = [(row["path"], row["prediction"]) for row in rows("run/predictions/predict.csv")]
+    assert predicted == [(row["path"], row["prediction_name"]) for row in tested]
     known = json.loads(Path("run/environment.json").read_text())
     assert known["data"]["class_names"] == ["a.b c", "grüner Frosch"]
     assert not Path("runs").exists()

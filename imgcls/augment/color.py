@@ -27,8 +27,7 @@ def gray(image: Tensor) -> Tensor:
 
 def mean_luma(image: Tensor) -> Tensor:
     """Mean luma (B,) of images (B, C, H, W) of one or three channels."""
-    mean_BC = image.mean((2, 3))
-    return mean_BC[:, 0] if image.shape[1] == 1 else mean_BC @ mean_BC.new_tensor(LUMA)
+    return gray(image.mean((2, 3), keepdim=True)).flatten()
 
 
 def adjust_brightness_(image: Tensor, factor_B: Tensor) -> Tensor:
@@ -184,7 +183,7 @@ class ColorJitter(ByImage):
         return own
 
     def compile_kernels(self) -> None:  # noqa: D102
-        # the other steps are two passes over memory: on a CPU they lose by it
+        # measured on a CPU, where the other steps, of few passes over memory, lose by it
         self.turn = torch.compile(turn_hue_, dynamic=True)
 
     def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102

@@ -34,6 +34,13 @@ class BestCheckpoint(ModelCheckpoint):
             return True
         return current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
 
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        """Without a validation part no epoch is known to be better than the last."""
+        if self.save_top_k and self.monitor not in monitor_candidates and not any(trainer.num_val_batches):
+            self._save_none_monitor_checkpoint(trainer, monitor_candidates)
+        else:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps the last epoch; `Signals` has it keep a step as well."""

@@ -17,7 +17,7 @@ from imgcls.evaluate.evaluation import calibration, evaluation
 from imgcls.loggers import Wandb
 from imgcls.runs.calibration import temperature, write_calibration
 from imgcls.runs.folder import RunFolder, write_json
-from imgcls.runs.record import add_summary
+from imgcls.runs.record import add_summary, read_predictions
 
 log = logging.getLogger(__name__)
 GRAY, BLUE, ORANGE = "#8a8f98", "#1f6feb", "#bc4c00"
@@ -49,17 +49,16 @@ class Evaluation(Callback):
             self._calibrate(trainer, pl_module, data, checkpoint)
         if not trainer.is_global_zero:
             return
-        with np.load(self.run.predictions / "test.npz") as arrays:
-            logits, label, index = (arrays[name] for name in ("logits", "label", "index"))
+        predicted = read_predictions(self.run.predictions / "test.npz")
         self.run.evaluation.unlink(missing_ok=True)
-        if not np.isfinite(logits).all():
+        if not np.isfinite(predicted.logits).all():
             log.warning("test: logits are not finite, so that there is nothing to evaluate")
             add_summary(self.run, {}, instead_of="test/")
             return
         source = data.parts["test"][0]
-        columns = {name: [values[i] for i in index] for name, values in source.columns.items()}
+        columns = {name: [values[i] for i in predicted.index] for name, values in source.columns.items()}
         scaled_by = temperature(self.run, checkpoint) if checkpoint else 1.0
-        found = evaluation(logits, label, data.class_names, columns, scaled_by)
+        found = evaluation(predicted.logits, predicted.label, data.class_names, columns, scaled_by)
         write_json(self.run.evaluation, found)
         scores = {f"test/{name}": value for name, value in found["metrics"].items()}
         add_summary(self.run, scores, instead_of="test/")  # calibrated ones of other weights go

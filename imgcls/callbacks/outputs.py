@@ -12,7 +12,7 @@ from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
 from imgcls.evaluate.selective import margin
 from imgcls.loggers import Wandb
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import softmax, write_predictions
+from imgcls.runs.record import Predictions, read_predictions, write_predictions
 
 SHOWN = 24
 
@@ -98,18 +98,15 @@ class Outputs(Callback):
         stored = self.run.predictions / f"{part}.npz"
         if not trainer.is_global_zero or not stored.is_file():
             return
-        with np.load(stored) as arrays:
-            probability, label, index = softmax(arrays["logits"]), arrays["label"], arrays["index"]
-        figures = self._figures(trainer.datamodule, part, probability, label, index)  # type: ignore[attr-defined]
+        figures = self._figures(trainer.datamodule, part, read_predictions(stored))  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, Wandb):
                 for name, pixels in figures.items():
                     logger.log_image(f"{part}/{name}", [pixels])
 
-    def _figures(
-        self, data: ImageDataModule, part: Part, probability: np.ndarray, label: np.ndarray, index: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        names, prediction = data.class_names, probability.argmax(1)
+    def _figures(self, data: ImageDataModule, part: Part, predicted: Predictions) -> dict[str, np.ndarray]:
+        names, probability, label = data.class_names, predicted.probability, predicted.label
+        prediction = probability.argmax(1)
         figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
         figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
         shown = {"mistakes": (worst_mistakes(probability, label, SHOWN), 1)}
@@ -117,7 +114,7 @@ class Outputs(Callback):
             shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
         for name, (chosen, guesses) in shown.items():
             if len(chosen):
-                images = data.parts[part][0].images(index[chosen].tolist(), data.frame(part))
+                images = data.parts[part][0].images(predicted.index[chosen].tolist(), data.frame(part))
                 best = np.argsort(-probability[chosen], axis=1, kind="stable")[:, :guesses]
                 titles = [
                     "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])

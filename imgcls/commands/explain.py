@@ -12,14 +12,16 @@ from imgcls.callbacks.figures import image_grid, save
 from imgcls.classifier import Classifier
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import FilesData
+from imgcls.data.sampling import stratified_order
 from imgcls.data.sources import Source
 from imgcls.errors import UserError
 from imgcls.evaluate.confusion import worst_mistakes
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
 from imgcls.models.base import Stage
+from imgcls.runs.calibration import temperature
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import softmax
+from imgcls.runs.record import read_predictions
 
 IMAGES, LAYERS, CHANNELS, PATCHES = 1000, 8, 8, 4
 
@@ -29,17 +31,21 @@ def explain(
     data: ImageDataModule,
     device: torch.device,
     run: RunFolder,
+    checkpoint: Path,
     out: Path,
     images: str | None = None,
     count: int = 16,
 ) -> None:
-    """Draw what the layers of a trained model respond to, from validation images, and where it sees a class.
+    """Draw what the layers of a trained model respond to, and where it sees a class.
+
+    Images are those of the validation part, without one those of the training part.
 
     Args:
         model: With its weights.
         data: The run's data.
         device: Where it is computed.
         run: The run's folder, which says where the model was wrong.
+        checkpoint: Where the weights come from.
         out: Folder for the pictures.
         images: A file, a folder or a pattern of images to explain. Default: the most confident mistakes of the test,
             or of validation, and some that are right.
@@ -47,7 +53,7 @@ def explain(
     """
     data.prepare_data()
     data.setup("fit")
-    source, index = data.parts["val"]
+    source, index = _own_images(data)
     image = source.images(index[:IMAGES].tolist(), data.frame("val"))
     model.eval().requires_grad_(False).to(device)
     names = list(dict.fromkeys(last_module(stage) for stage in model.backbone.stages()))
@@ -60,7 +66,7 @@ def explain(
     else:
         source, index = _files(data, images), np.arange(count)
         index = index[: len(source)]
-    pictures = class_maps(model, data, source, index, device)
+    pictures = class_maps(model, data, source, index, device, temperature(run, checkpoint))
     if pictures is None:
         print("where it sees a class: a network without feature maps cannot tell")
     else:
@@ -80,12 +86,12 @@ def _files(data: ImageDataModule, images: str) -> Source:
 
 
 def _telling(data: ImageDataModule, run: RunFolder, count: int) -> tuple[Source, np.ndarray]:
-    """Where the run was most confidently wrong, and for a quarter where it was right; else validation images."""
+    """Where the run was most confidently wrong, and for a quarter where it was right; else images of its own."""
     for part in ("test", "val"):
         record = run.predictions / f"{part}.npz"
         if record.is_file():
-            with np.load(record) as arrays:
-                probability, label, index = softmax(arrays["logits"]), arrays["label"], arrays["index"]
+            predicted = read_predictions(record)
+            probability, label, index = predicted.probability, predicted.label, predicted.index
             data.setup("test" if part == "test" else "validate")
             source = data.parts[part][0]
             if index.max(initial=-1) < len(source) and (source.label[index] == label).all():  # it is of these data
@@ -93,16 +99,35 @@ def _telling(data: ImageDataModule, run: RunFolder, count: int) -> tuple[Source,
                 wrong = worst_mistakes(probability, label, count - min(len(right), count // 4))
                 evenly = right[np.linspace(0, len(right) - 1, min(len(right), count - len(wrong))).astype(int)]
                 return source, index[[*wrong, *evenly]]
-    source, index = data.parts["val"]
+    source, index = _own_images(data)
     return source, index[:count]
 
 
+def _own_images(data: ImageDataModule) -> tuple[Source, np.ndarray]:
+    """The validation part, without one the training part; in an order in which the first are of all classes."""
+    source, index = data.parts["val" if len(data.parts["val"][1]) else "train"]
+    return source, index[stratified_order(source.label[index], seed=0)]
+
+
 def class_maps(
-    model: Classifier, data: ImageDataModule, source: Source, index: np.ndarray, device: torch.device
+    model: Classifier,
+    data: ImageDataModule,
+    source: Source,
+    index: np.ndarray,
+    device: torch.device,
+    scaled_by: float = 1.0,
 ) -> tuple[Tensor, list[str]] | None:
     """Three pictures of each image: itself, and where the model sees the class that it predicts, and another.
 
     The other class is the right one where the model is wrong, else the one that it takes for the second best.
+
+    Args:
+        model: The model.
+        data: How its images are framed and normalised.
+        source: Where the images are.
+        index: Which of them, (N,).
+        device: Where it is computed.
+        scaled_by: Temperature of the probabilities in the titles.
 
     Returns:
         Pictures (3 N, 3, H, W) uint8 and a title for each; None if the network has no feature maps.
@@ -115,7 +140,7 @@ def class_maps(
         image = source.images(chosen.tolist(), data.frame("val"))
         pixels = data.normalize(image).to(device)
         with torch.no_grad():
-            probability = model(pixels).float().softmax(1).cpu()
+            probability = (model(pixels).float() / scaled_by).softmax(1).cpu()
         best = probability.topk(min(2, len(names)), 1).indices
         label = torch.from_numpy(source.label[chosen])
         other = torch.where((label >= 0) & (label != best[:, 0]), label, best[:, -1])

@@ -60,6 +60,7 @@ def _set_up_messages() -> None:
         ".*number of training batches.*smaller than the logging.*",
         ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
         ".*this fit will run with no optimizer.*",  # variants that solve for the head
+        ".*Total length of `list` across ranks is zero.*",  # no validation part
         ".*your dataloader is not resumable.*",  # the data module keeps the position
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
     ):

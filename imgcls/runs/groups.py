@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import yaml
 
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder, read_json
+from imgcls.runs.record import read_predictions
 
 SEEDS = ("seed_everything", "data.init_args.seed")
 # where and how fast a run was, and what it left, not what it was
@@ -60,12 +60,8 @@ class Run:
         path = self.folder.predictions / "test.npz"
         if not path.is_file():
             return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                label = arrays["label"]
-                return {"label": label, "index": arrays["index"], "right": arrays["logits"].argmax(1) == label}
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise UserError(f"{path}: cannot be read ({error}); test the run again") from error
+        found = read_predictions(path)
+        return {"label": found.label, "index": found.index, "right": found.logits.argmax(1) == found.label}
 
     @property
     def identity(self) -> str:

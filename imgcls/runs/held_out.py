@@ -3,13 +3,12 @@
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from imgcls.errors import UserError, near
+from imgcls.errors import UserError, near, one_line
 from imgcls.runs.groups import Run
-from imgcls.runs.record import softmax
+from imgcls.runs.record import read_predictions
 
 Table = tuple[list[str], np.ndarray]  # names of M images, their probabilities (M, K)
 
@@ -86,10 +85,9 @@ def _read(path: Path) -> Table:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             names = [row["path"] for row in csv.DictReader(file)]
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
-            probability = softmax(arrays["logits"])
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); validate or test the run again") from error
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); validate or test the run again") from error
+    probability = read_predictions(path.with_suffix(".npz")).probability
     if len(names) != len(probability):
         raise UserError(f"{path}: has {len(names)} images, the .npz beside it {len(probability)}; test the run again")
     return names, probability

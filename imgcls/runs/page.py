@@ -39,7 +39,7 @@ def epoch_axes(width: float, height: float, **labels: str) -> Axes:
     """
     axes = Figure(figsize=(width, height), layout="constrained").subplots()
     axes.set(xlabel="epoch", **labels)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return axes

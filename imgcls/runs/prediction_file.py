@@ -12,7 +12,7 @@ import numpy as np
 
 from imgcls.errors import UserError
 from imgcls.runs.folder import read_json, write_json
-from imgcls.runs.record import softmax
+from imgcls.runs.record import probabilities
 
 SKIPPED = ("path", "reason")
 
@@ -86,7 +86,7 @@ class PredictionFile:
         """
         rows, skipped = io.StringIO(), io.StringIO()
         writer, of_skipped = (csv.writer(text, lineterminator="\n") for text in (rows, skipped))
-        for number, values in zip(position, softmax(logits), strict=True):
+        for number, values in zip(position, probabilities(logits), strict=True):
             if number < self.done:
                 continue
             self.done = number + 1

@@ -8,13 +8,19 @@ import platform
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
+from scipy.special import softmax
 
+from imgcls.errors import UserError, one_line
 from imgcls.runs.folder import RunFolder, read_json, write_atomic, write_json
 
 PACKAGES = "imgcls torch torchvision lightning torchmetrics kornia timm jsonargparse wandb numpy pillow".split()
@@ -111,7 +117,7 @@ def write_predictions(
         names: Path of each image of the part, by number.
         class_names: Name of each class.
     """
-    probability = softmax(logits)
+    probability = probabilities(logits)
     prediction = probability.argmax(1)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -126,10 +132,43 @@ def write_predictions(
     write_atomic(path.with_suffix(".npz"), content.getvalue())
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, K) float64 of logits (N, K)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What was predicted for images of one part.
+
+    Attributes:
+        logits: (M, K) float32.
+        label: Class of each image (M,) int64.
+        index: Number of each image in its part, (M,) int64.
+    """
+
+    logits: np.ndarray
+    label: np.ndarray
+    index: np.ndarray
+
+    @cached_property
+    def probability(self) -> np.ndarray:
+        """(M, K) float64, not calibrated."""
+        return probabilities(self.logits)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """What `write_predictions` left in an .npz file.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Predictions(arrays["logits"], arrays["label"], arrays["index"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        verb = "validate" if path.stem == "val" else "test"
+        raise UserError(f"{path}: cannot be read ({one_line(error)}); {verb} the run again") from error
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """(N, K) float64 of logits (N, K)."""
+    return softmax(logits.astype(np.float64), axis=1)
 
 
 def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]) -> dict[str, Any]:
