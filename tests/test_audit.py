@@ -402,7 +402,7 @@ def test_classes_in_another_order_are_matched_by_name_and_runs_averaged(tmp_path
         (run / "environment.json").write_text(json.dumps({"data": {"class_names": order}}))
         (run / "predictions/val.csv").write_text("index,path\n0,x\n1,y\n")
         logits = np.log([[0.9, 0.1], [0.2, 0.8]])
-        np.savez(run / "predictions/val.npz", logits=logits)
+        np.savez(run / "predictions/val.npz", logits=logits, label=np.zeros(2), index=np.arange(2))
     found = held_out(find_runs([str(tmp_path)]), [], ["y", "z", "x"], ["a", "b"])
     assert np.isnan(found[1]).all() and np.allclose(found[[2, 0]], 0.5)
     first = held_out(find_runs([str(tmp_path / "1")]), [], ["x"], ["a", "b"])
