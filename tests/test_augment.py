@@ -6,7 +6,7 @@ import yaml
 from kornia.augmentation import RandomRotation
 from kornia.augmentation.auto import RandAugment
 
-from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
+from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, gathered_boxes
 from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import OneOf, Pipeline
 
@@ -78,6 +78,9 @@ def test_crop_equals_padding_and_slicing(mode):
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode=mode)
     expected = torch.stack([padded[b, :, t : t + 8, x : x + 8] for b, (t, x) in enumerate(zip(top, left, strict=True))])
     assert torch.equal(crop.crop(image, 2, top, left), expected)
+    byte = (image * 255).byte().contiguous(memory_format=torch.channels_last)
+    assert torch.equal(crop.crop(byte, 2, top, left), (expected * 255).byte())
+    assert torch.equal(gathered_boxes(padded, 8, top, left), expected)  # the way of other devices
 
 
 def test_crop_takes_all_places():
@@ -92,6 +95,17 @@ def test_flip_mirrors_the_share_that_was_asked_for(p, share):
     flipped = prepared(RandomHorizontalFlip(p))(image, LABEL)[0]
     mirrored = (flipped[:, 0, 0, 0] == 3).float().mean().item()
     assert abs(mirrored - share) < (0.04 if 0 < p < 1 else 1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_small_and_large_images_are_mirrored_alike(dtype, monkeypatch):
+    image = (torch.rand(40, 3, 6, 5) * 255).to(dtype)
+    before, results = image.clone(), []
+    for large in (1, 1 << 20):
+        monkeypatch.setattr("imgcls.augment.crop.LARGE", large)
+        torch.manual_seed(0)
+        results.append(RandomHorizontalFlip()(image, LABEL)[0])
+    assert torch.equal(*results) and torch.equal(image, before) and not torch.equal(results[0], image)
 
 
 def test_resized_crop_comes_to_the_models_size():

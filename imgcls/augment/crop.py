@@ -1,4 +1,4 @@
-"""Crops and flips by indexing: no interpolation, so they run on uint8 and cost one gather."""
+"""Crops and flips by indexing: no interpolation, so they run on uint8 and cost one copy."""
 
 import torch
 from kornia.augmentation.random_generator import ResizedCropGenerator
@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from imgcls.augment.base import Augmentation
+
+LARGE = 1 << 14  # values of an image
 
 
 class RandomCrop(Augmentation):
@@ -33,24 +35,8 @@ class RandomCrop(Augmentation):
 
     def crop(self, image: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
         """Crop image b of (B, C, H, W) at row `top[b]`, column `left[b]` (B,) of the padded image."""
-        step = torch.arange(self.size, device=image.device)
-        row, column = (
-            _source_index(start[:, None] + step - pad, side, self.mode)
-            for start, side in ((top, image.shape[-2]), (left, image.shape[-1]))
-        )
-        batch = torch.arange(len(image), device=image.device)[:, None, None, None]
-        channel = torch.arange(image.shape[1], device=image.device)[None, :, None, None]
-        height, width = image.shape[-2:]
-        cropped = image[
-            batch,
-            channel,
-            row.clamp(0, height - 1)[:, None, :, None],
-            column.clamp(0, width - 1)[:, None, None],
-        ]
-        if self.mode == "constant":
-            inside_row, inside_column = (row >= 0) & (row < height), (column >= 0) & (column < width)
-            cropped = cropped * (inside_row[:, None, :, None] & inside_column[:, None, None])
-        return cropped
+        image = _padded(image, pad, self.mode)
+        return (copied_boxes if image.device.type == "cpu" else gathered_boxes)(image, self.size, top, left)
 
 
 class RandomHorizontalFlip(Augmentation):
@@ -64,8 +50,15 @@ class RandomHorizontalFlip(Augmentation):
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) of any dtype; the same shape and dtype."""
-        chosen = (torch.rand(len(image)) < self.p).nonzero()[:, 0].to(image.device)
-        return image.index_copy(0, chosen, image[chosen].flip(-1)), label
+        chosen = (torch.rand(len(image)) < self.p).nonzero()[:, 0]
+        result = image.clone()
+        if image.device.type == "cpu" and image[:1].numel() >= LARGE:
+            for number in chosen.tolist():  # one by one they stay in the cache
+                result[number] = image[number].flip(-1)
+        else:
+            place = chosen.to(image.device)
+            result.index_copy_(0, place, image.index_select(0, place).flip(-1))
+        return result, label
 
 
 class RandomResizedCrop(Augmentation):
@@ -111,10 +104,31 @@ class RandomResizedCrop(Augmentation):
         return result
 
 
-def _source_index(index: Tensor, side: int, mode: str) -> Tensor:
+def _padded(image: Tensor, pad: int, mode: str) -> Tensor:
     if mode == "constant":
-        return index
+        return F.pad(image, (pad,) * 4)
     if mode != "reflect":
         raise ValueError(f"RandomCrop: mode {mode!r} is not one of 'reflect', 'constant'")
-    index = index.abs()  # -1 -> 1: the border pixel itself is not repeated
-    return torch.where(index >= side, 2 * (side - 1) - index, index).clamp(0, side - 1)
+    for axis in (2, 3):  # F.pad does not reflect uint8
+        side = image.shape[axis]
+        index = torch.arange(-pad, side + pad, device=image.device).abs()  # -1 -> 1: the border itself is not repeated
+        index = torch.where(index >= side, 2 * (side - 1) - index, index).clamp(0, side - 1)
+        image = image.index_select(axis, index)
+    return image
+
+
+def copied_boxes(image: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
+    """Squares of side `size` of images (B, C, H, W) on the CPU, one by one: ten times as fast there as a gather."""
+    result = torch.empty_like(image[:, :, :size, :size])
+    boxes, source = result.numpy(), image.numpy()
+    for number, (row, column) in enumerate(zip(top.tolist(), left.tolist(), strict=True)):
+        boxes[number] = source[number, :, row : row + size, column : column + size]
+    return result
+
+
+def gathered_boxes(image: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:
+    """The same by one gather of pixels, on any device."""
+    step = torch.arange(size, device=image.device)
+    batch = torch.arange(len(image), device=image.device)[:, None, None, None]
+    channel = torch.arange(image.shape[1], device=image.device)[None, :, None, None]
+    return image[batch, channel, (top[:, None] + step)[:, None, :, None], (left[:, None] + step)[:, None, None]]
