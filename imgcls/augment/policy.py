@@ -50,7 +50,7 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             degrees counter-clockwise, bits, thresholds in 0..1, or the factor of a colour operation.
         names: Operations; `identity` leaves an image as it is.
     """
-    source_B33 = torch.eye(3, dtype=torch.float64).repeat(len(image), 1, 1)
+    source_B23 = torch.zeros(len(image), 2, 3, dtype=torch.float64)
     moved_B = torch.zeros(len(image), dtype=torch.bool)
     result = image.clone()
     for number, name in enumerate(names):
@@ -59,35 +59,37 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             continue
         if name in GEOMETRIC:
             moved_B[chosen] = True
-            source_B33[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
+            source_B23[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
         else:
             here = chosen.to(image.device)
             result.index_copy_(0, here, VALUED[name](image.index_select(0, here), value_B[chosen]))
     if moved_B.any():
         moved = moved_B.nonzero()[:, 0]
         here = moved.to(image.device)
-        result.index_copy_(0, here, warp(image.index_select(0, here), source_B33[moved, :2]))
+        result.index_copy_(0, here, warp(image.index_select(0, here), source_B23[moved]))
     return result
 
 
 def _matrix(name: str, value_B: Tensor, height: int, width: int) -> Tensor:
-    """From pixel of the result to pixel of the image, (B, 3, 3) float64; shears and rotations about the middle."""
+    """From pixel of the result to pixel of the image, (B, 2, 3) float64; shears and rotations about the middle."""
     value_B = value_B.double()
-    linear_B33 = torch.eye(3, dtype=torch.float64).repeat(len(value_B), 1, 1)
+    one_B, zero_B = torch.ones_like(value_B), torch.zeros_like(value_B)
+    rows, shift_B2 = (one_B, zero_B, zero_B, one_B), torch.zeros(2)
     if name == "rotate":
-        angle_B = value_B.deg2rad()
-        linear_B33[:, 0, 0] = linear_B33[:, 1, 1] = angle_B.cos()
-        linear_B33[:, 0, 1], linear_B33[:, 1, 0] = -angle_B.sin(), angle_B.sin()
+        cos_B, sin_B = value_B.deg2rad().cos(), value_B.deg2rad().sin()
+        rows = (cos_B, -sin_B, sin_B, cos_B)
     elif name == "shear_x":
-        linear_B33[:, 0, 1] = value_B
+        rows = (one_B, value_B, zero_B, one_B)
     elif name == "shear_y":
-        linear_B33[:, 1, 0] = value_B
+        rows = (one_B, zero_B, value_B, one_B)
     elif name == "translate_x":
-        linear_B33[:, 0, 2] = -value_B * width
+        shift_B2 = torch.stack([-value_B * width, zero_B], 1)
     else:
-        linear_B33[:, 1, 2] = -value_B * height
-    to_middle = torch.tensor([[1, 0, (width - 1) / 2], [0, 1, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
-    return to_middle @ linear_B33 @ torch.linalg.inv(to_middle)
+        shift_B2 = torch.stack([zero_B, -value_B * height], 1)
+    linear_B22 = torch.stack(rows, 1).view(-1, 2, 2)
+    middle_2 = torch.tensor([(width - 1) / 2, (height - 1) / 2])
+    offset_B2 = middle_2 + shift_B2 - (linear_B22 * middle_2).sum(2)
+    return torch.cat([linear_B22, offset_B2[:, :, None]], 2)
 
 
 class Policy(Augmentation):
