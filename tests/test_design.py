@@ -15,7 +15,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 # what each room may import of the others, beside imgcls.errors; verbs and the CLI stand above all
 MAY_IMPORT = {
-    "augment": set(),
+    "augment": {"allocator"},
     "models": set(),
     "evaluate": set(),
     "finetune": {"models"},
