@@ -129,6 +129,16 @@ def test_light_answers_import_no_torch(words):
     assert done.stdout.strip().splitlines()[-1] == "False", done.stderr
 
 
+@pytest.mark.parametrize("verb", ["compare", "answers", "experiment", "sweep", "backbones"])
+def test_help_of_light_verbs_waits_for_no_large_library(verb):
+    probe = (
+        "import sys; from imgcls.__main__ import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print({'torch', 'matplotlib', 'scipy.stats', 'scipy.special', 'pandas', 'wandb'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", probe, verb, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage:") and done.stdout.strip().splitlines()[-1] == "set()", done.stderr
+
+
 def test_the_front_door_lists_every_verb(imgcls):
     from imgcls.__main__ import VERBS
 

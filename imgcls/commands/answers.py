@@ -2,7 +2,6 @@ import argparse
 from pathlib import Path
 
 from imgcls.errors import UserError
-from imgcls.runs.answer import write_answer
 from imgcls.runs.folder import write_atomic
 from imgcls.runs.question import arms_of, read_question
 
@@ -21,6 +20,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where RUNS/QUESTION/ARM/seed-N lie")
     parser.add_argument("--out", type=Path, default=Path("answers.md"), help="the Markdown file")
     options = parser.parse_args(arguments[1:])
+    from imgcls.runs.answer import write_answer  # with matplotlib: help must not wait for it
+
     sections, hardware = [], set()
     for folder in options.folders:
         question = read_question(folder)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import curve_fit
+import scipy
 
 RESAMPLES = 400
 
@@ -78,7 +78,7 @@ def _fit(n: np.ndarray, log_error: np.ndarray) -> tuple[float, float, float]:
     lowest = float(np.exp(log_error.min()))
     start = (float(log_error[n == n.min()].mean() + 0.5 * np.log(n.min())), 0.5, lowest / 2)
     bounds = ([-20.0, 1e-3, 0.0], [20.0, 5.0, lowest])
-    found, _ = curve_fit(_log_error, n, log_error, p0=start, bounds=bounds, max_nfev=20_000)
+    found, _ = scipy.optimize.curve_fit(_log_error, n, log_error, p0=start, bounds=bounds, max_nfev=20_000)
     return found[0], found[1], found[2]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy.special import softmax
+import scipy
 
 from imgcls.errors import UserError, one_line
 from imgcls.runs.folder import RunFolder, read_json, write_atomic, write_json
@@ -168,7 +168,7 @@ def read_predictions(path: Path) -> Predictions:
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """(N, K) float64 of logits (N, K)."""
-    return softmax(logits.astype(np.float64), axis=1)
+    return scipy.special.softmax(logits.astype(np.float64), axis=1)
 
 
 def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]) -> dict[str, Any]:

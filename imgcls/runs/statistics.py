@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # loads its parts when they are used: help must not wait for them
 
 LEVEL = 0.95
 
@@ -44,7 +44,7 @@ def mean_over_seeds(scores: Sequence[float]) -> Estimate:
     mean = float(np.mean(scores))
     if len(scores) < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = stats.t.ppf((1 + LEVEL) / 2, len(scores) - 1) * stats.sem(scores)
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, len(scores) - 1) * scipy.stats.sem(scores)
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -91,8 +91,8 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     image_variance = float(of_image.var(ddof=1)) / count
     if len(group) == len(baseline) == 1:
         gains, losses = int((of_image > 0).sum()), int((of_image < 0).sum())
-        p_value = stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
-        half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(image_variance)
+        p_value = scipy.stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+        half = scipy.stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(image_variance)
         interval = Estimate(difference, difference - half, difference + half)
         return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
     if min(len(group), len(baseline)) == 1:
@@ -120,8 +120,8 @@ def _student(difference: float, variance: float, freedom: float, method: str) ->
     error = math.sqrt(variance)
     if error == 0:
         return Comparison(Estimate(difference, difference, difference), 1.0 if difference == 0 else 0.0, method, True)
-    half = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    half = scipy.stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, freedom))
     return Comparison(Estimate(difference, difference - half, difference + half), p_value, method, True)
 
 
