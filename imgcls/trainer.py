@@ -249,11 +249,12 @@ class Trainer(lightning.Trainer):
 
         if count < 1:
             raise UserError(f"--count {count}: give at least 1")
-        state = read_checkpoint(Path(str(ckpt_path)), "--ckpt_path")["state_dict"]
+        checkpoint = Path(str(ckpt_path))
+        state = read_checkpoint(checkpoint, "--ckpt_path")["state_dict"]
         model.check_weights(state)
         model.load_state_dict(state)
         run = RunFolder(self.default_root_dir)
         shown = Path(out or run.figures)
-        explain(model, datamodule, self.strategy.root_device, run, Path(str(ckpt_path)), shown, images, count)
+        explain(model, datamodule, self.strategy.root_device, run, checkpoint, shown, images, count)
         if out is None:
             write_report(run)

@@ -20,7 +20,7 @@ from imgcls.augment.color import (
     posterize,
     solarize,
 )
-from imgcls.augment.warp import warp
+from imgcls.augment.warp import about, warp
 
 # operations of a value per image (B,), which may be in place; the units are given where the value is drawn
 VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -83,13 +83,11 @@ def _matrix(name: str, value_B: Tensor, height: int, width: int) -> Tensor:
     elif name == "shear_y":
         rows = (one_B, zero_B, value_B, one_B)
     elif name == "translate_x":
-        shift_B2 = torch.stack([-value_B * width, zero_B], 1)
+        shift_B2 = torch.stack([value_B * width, zero_B], 1)
     else:
-        shift_B2 = torch.stack([zero_B, -value_B * height], 1)
-    linear_B22 = torch.stack(rows, 1).view(-1, 2, 2)
-    middle_2 = torch.tensor([(width - 1) / 2, (height - 1) / 2])
-    offset_B2 = middle_2 + shift_B2 - (linear_B22 * middle_2).sum(2)
-    return torch.cat([linear_B22, offset_B2[:, :, None]], 2)
+        shift_B2 = torch.stack([zero_B, value_B * height], 1)
+    middle_2 = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+    return about(torch.stack(rows, 1).view(-1, 2, 2), middle_2, shift_B2)
 
 
 class Policy(Augmentation):

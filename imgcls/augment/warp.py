@@ -181,5 +181,16 @@ def source_matrix(operation: nn.Module, params: Mapping[str, Tensor], size: tupl
         tan_x, tan_y = (params[name].double().deg2rad().tan() for name in ("shear_x", "shear_y"))
         shear_B22 = torch.stack([1 + tan_x * tan_y, tan_x, tan_y, torch.ones_like(tan_y)], 1).view(-1, 2, 2)
         linear_B22 = shear_B22 @ linear_B22
+    return about(linear_B22, center_B2, shift_B2)
+
+
+def about(linear_B22: Tensor, center_B2: Tensor, shift_B2: Tensor) -> Tensor:
+    """From pixel of the result to pixel of the image (B, 2, 3): back by the shift, then the linear map about a centre.
+
+    Args:
+        linear_B22: From result to image, (B, 2, 2) or (1, 2, 2) float64.
+        center_B2: The point that the linear map leaves, x and y, (B, 2) or (2,) float64.
+        shift_B2: By which the result was moved, likewise.
+    """
     offset_B2 = center_B2 - (linear_B22 * (center_B2 + shift_B2).view(-1, 1, 2)).sum(2)
     return torch.cat([linear_B22.expand(len(offset_B2), 2, 2), offset_B2[:, :, None]], 2)

@@ -80,14 +80,13 @@ def normalize(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0, deviation 1 per channel, in the same layout."""
     unit = 1 / 255 if image.dtype == torch.uint8 else 1.0
     mean_C, std_C = (torch.tensor(value, device=image.device) for value in (mean, std))
-    scale, shift = (unit / std_C).view(-1, 1, 1), (mean_C / std_C).view(-1, 1, 1)
+    scale_C, shift_C = unit / std_C, mean_C / std_C
     if image.stride(1) == 1 and image.shape[1] > 1:
         # a CPU goes over rows of pixels, channels and all, three times as fast as over single ones
         width = image.shape[-1]
-        rows = image.permute(0, 2, 3, 1).flatten(2)
-        rows = _shifted(rows, scale.flatten().repeat(width), shift.flatten().repeat(width))
+        rows = _shifted(image.permute(0, 2, 3, 1).flatten(2), scale_C.repeat(width), shift_C.repeat(width))
         return rows.unflatten(2, (width, -1)).permute(0, 3, 1, 2)
-    return _shifted(image, scale, shift)
+    return _shifted(image, scale_C.view(-1, 1, 1), shift_C.view(-1, 1, 1))
 
 
 def _shifted(image: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
