@@ -6,15 +6,15 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from imgcls.distill import Teacher
 from imgcls.errors import UserError
-from imgcls.features import train_on_features
+from imgcls.evaluate.scores import Scores
 from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
 from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups
-from imgcls.scores import Scores
+from imgcls.training.distillation import Teacher
+from imgcls.training.features import train_on_features
 
 log = logging.getLogger(__name__)
 
@@ -240,12 +240,20 @@ class Classifier(LightningModule):
         """Logits, label and index of a batch."""
         return self._evaluate(batch, "test")
 
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits (B, K) float32 outside of training, over the mirror image too where `flip_at_test` says so.
+
+        Args:
+            image: As `forward` takes it.
+        """
+        logits = self(image)
+        if self.flip_at_test and image.ndim == 4:
+            logits = (logits + self(image.flip(-1))) / 2
+        return logits.float()
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Logits, label (-1 where unknown) and index of a batch."""
-        logits = self(batch["image"])
-        if self.flip_at_test and batch["image"].ndim == 4:
-            logits = (logits + self(batch["image"].flip(-1))) / 2
-        return {"logits": logits.float(), "label": batch["label"], "index": batch["index"]}
+        return {"logits": self.logits(batch["image"]), "label": batch["label"], "index": batch["index"]}
 
     def _evaluate(self, batch: Batch, stage: str) -> Batch:
         output = self.predict_step(batch, 0)

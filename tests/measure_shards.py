@@ -21,8 +21,8 @@ from imgcls.commands.pack import pack
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
 from imgcls.data.shards import ShardData
-from imgcls.data.sources import Part, Source
-from imgcls.trainer import Trainer
+from imgcls.images.sources import Part, Source
+from imgcls.training.trainer import Trainer
 
 BATCH, SIDE = 128, 28
 

@@ -30,9 +30,9 @@ os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": 
 import torch  # noqa: E402
 
 from imgcls.__main__ import main  # noqa: E402
-from imgcls.callbacks.checkpoint import AtomicCheckpointIO, Signals  # noqa: E402
 from imgcls.classifier import Classifier  # noqa: E402
-from imgcls.cli import ImgclsCLI  # noqa: E402, F401  (imported once, for all forks)
+from imgcls.commands.fit import Fit  # noqa: E402, F401  (imported once, for all forks)
+from imgcls.training.checkpoint import AtomicCheckpointIO, Signals  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 COMMON = ["--config", f"{ROOT}/experiments/demo.yaml", "--config", f"{ROOT}/configs/augment/mix.yaml"]

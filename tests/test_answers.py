@@ -8,10 +8,10 @@ import pytest
 from scipy import stats
 
 from imgcls.errors import UserError
-from imgcls.runs.answer import by_number, write_answer
-from imgcls.runs.power_law import fit_power_law
-from imgcls.runs.question import arms_of, judge, read_question
-from imgcls.runs.statistics import compare_pairs
+from imgcls.pages.answer import by_number, write_answer
+from imgcls.science.power_law import fit_power_law
+from imgcls.science.question import arms_of, judge, read_question
+from imgcls.science.statistics import compare_pairs
 
 from .conftest import ROOT
 from .test_compare import two_groups, write_run
@@ -116,7 +116,7 @@ def test_numbers_make_lines_and_a_power_law(tmp_path):
 
 
 def test_the_power_law_is_found_where_it_was_planted(monkeypatch):
-    monkeypatch.setattr("imgcls.runs.power_law.RESAMPLES", 60)
+    monkeypatch.setattr("imgcls.science.power_law.RESAMPLES", 60)
     rng = np.random.default_rng(0)
     sizes, held, doubled = [50, 100, 200, 400, 800, 1600, 3200], [], []
     for _ in range(20):

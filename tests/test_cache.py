@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from imgcls.data import cache
-from imgcls.data.cache import CachedSource
-from imgcls.data.decode import Frame, decode, decode_file
 from imgcls.data.folder import FolderData
-from imgcls.data.sources import FileSource
 from imgcls.errors import UserError
+from imgcls.images import cache
+from imgcls.images.cache import CachedSource
+from imgcls.images.decode import Frame, decode, decode_file
+from imgcls.images.sources import FileSource
 
 FRAME = Frame(3, 16, 16)
 

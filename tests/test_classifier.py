@@ -15,8 +15,8 @@ from imgcls.finetune.linear_probe import LinearProbe
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.models.cnn import CNN
 from imgcls.optim import OneCycle, Steps, WarmupCosine, parameter_groups
-from imgcls.runs.record import probabilities
-from imgcls.trainer import Trainer
+from imgcls.runs.predictions import probabilities
+from imgcls.training.trainer import Trainer
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]])
 LABEL = torch.tensor([0, 1])
@@ -222,7 +222,7 @@ def test_flipped_images_count_as_much_as_the_images():
 
 
 def test_among_equal_epochs_the_last_is_kept(tmp_path):
-    from imgcls.callbacks.checkpoint import BestCheckpoint
+    from imgcls.training.checkpoint import BestCheckpoint
 
     class Flat(Classifier):
         def on_validation_epoch_end(self):

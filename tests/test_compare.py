@@ -17,9 +17,11 @@ from scipy import stats
 
 from imgcls.data.sample import SampleData
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.groups import find_runs, group_runs
-from imgcls.runs.record import add_metrics, write_predictions
-from imgcls.runs.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+from imgcls.runs.predictions import write_predictions
+from imgcls.runs.record import add_metrics
+from imgcls.runs.run import find_runs
+from imgcls.science.groups import group_runs
+from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
 
 from .conftest import TINY
 

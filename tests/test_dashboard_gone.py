@@ -29,7 +29,7 @@ def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, serve
         listening.bind(("127.0.0.1", 0))
         if server == "hangs":
             listening.listen()
-            monkeypatch.setattr("imgcls.loggers.ANSWER_SECONDS", 0.5)
+            monkeypatch.setattr("imgcls.training.loggers.ANSWER_SECONDS", 0.5)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.delenv("WANDB_MODE") if mode is None else monkeypatch.setenv("WANDB_MODE", mode)
@@ -45,7 +45,7 @@ KILL = """
 import os, signal, sys, time
 from pathlib import Path
 from imgcls.__main__ import main
-from imgcls.callbacks.record import RunRecord
+from imgcls.training.record import RunRecord
 
 original = RunRecord.on_train_epoch_start
 

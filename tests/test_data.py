@@ -10,15 +10,15 @@ import pytest
 import torch
 import torchvision.datasets
 
-from imgcls.data.decode import Frame
-from imgcls.data.derived import JoinedSource
 from imgcls.data.folder import FolderData
 from imgcls.data.options import normalize
 from imgcls.data.sample import SampleData
-from imgcls.data.sources import ArraySource, FileSource
 from imgcls.data.table import TableData
 from imgcls.data.torchvision import KNOWN, TorchvisionData
 from imgcls.errors import UserError
+from imgcls.images.decode import Frame
+from imgcls.images.derived import JoinedSource
+from imgcls.images.sources import ArraySource, FileSource
 
 from .conftest import write_image
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imgcls.data.decode import Frame, decode, decode_file, frame_batch
 from imgcls.errors import UserError
+from imgcls.images.decode import Frame, decode, decode_file, frame_batch
 
 RGB8 = Frame(3, 8, 8)
 

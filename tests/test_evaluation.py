@@ -21,9 +21,9 @@ from imgcls.evaluate.calibration import (
     negative_log_likelihood,
     reliability,
 )
-from imgcls.evaluate.evaluation import calibration, evaluation
+from imgcls.evaluate.scores import Scores
 from imgcls.evaluate.selective import covered, margin, risk_by_coverage
-from imgcls.scores import Scores
+from imgcls.evaluate.summary import calibration, evaluation
 
 
 def draw(images=400, classes=5, seed=0, scale=1.5, decimals=None):
@@ -241,7 +241,8 @@ def test_without_a_best_temperature_there_is_none():
 
 
 def test_the_record_is_plain_json():
-    from imgcls.runs.folder import RunFolder, write_json
+    from imgcls.runs.folder import RunFolder
+    from imgcls.system.files import write_json
 
     run = RunFolder("run")
     write_json(run.evaluation, evaluation(*CASES["a class without image"], "abcdef", {"x": ["1"] * 400}, 2.0))

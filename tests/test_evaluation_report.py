@@ -13,17 +13,17 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from imgcls.callbacks.robustness import relative_error
-from imgcls.data.derived import JoinedSource
-from imgcls.data.sources import ArraySource
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.evaluate.accuracy import interval
 from imgcls.evaluate.calibration import fit_temperature
-from imgcls.evaluate.evaluation import evaluation
+from imgcls.evaluate.summary import evaluation
 from imgcls.evaluate.variation import lighting, size
-from imgcls.runs.calibration import temperature, write_calibration
+from imgcls.images.derived import JoinedSource
+from imgcls.images.sources import ArraySource
 from imgcls.runs.folder import RunFolder
+from imgcls.runs.temperature import temperature, write_calibration
+from imgcls.training.robustness import relative_error
 
 from .conftest import QUIET, ROOT, TINY, write_image
 
@@ -92,8 +92,8 @@ def test_a_table_gives_a_full_report(table, imgcls):
 
 
 def test_a_page_of_many_classes_lists_the_worst_and_columns_of_many_values_are_left_out(tmp_path):
-    from imgcls.runs.folder import write_json
-    from imgcls.runs.report import write_report
+    from imgcls.pages.report import write_report
+    from imgcls.system.files import write_json
 
     rng = np.random.default_rng(0)
     label = rng.integers(70, size=3000)
@@ -172,7 +172,7 @@ def test_a_temperature_belongs_to_one_checkpoint():
 
 
 def test_the_temperature_is_known_without_torch():
-    probe = "import sys, imgcls.runs.calibration; print('torch' in sys.modules)"
+    probe = "import sys, imgcls.runs.temperature; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "False", done.stderr
 
@@ -207,7 +207,7 @@ def test_relative_error_is_the_mean_of_ratios_of_summed_errors():
 
 @pytest.mark.slow
 def test_robustness_against_a_baseline(imgcls, monkeypatch):
-    monkeypatch.setattr("imgcls.callbacks.robustness.VARIATIONS", (size, lighting))
+    monkeypatch.setattr("imgcls.training.robustness.VARIATIONS", (size, lighting))
     assert imgcls("fit", *TINY, "--run_dir", "base")[0] == 0
     assert imgcls("fit", *TINY, "--model.lr=3e-2", "--run_dir", "run")[0] == 0
     against = ("--robustness_baseline", "base", *QUIET)

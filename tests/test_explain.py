@@ -7,10 +7,10 @@ from torch import nn
 
 from imgcls.commands.explain import _telling, class_maps, last_module, overlay
 from imgcls.evaluate.responses import Patch, by_channel, strongest_patches
-from imgcls.load import load_data, load_run
-from imgcls.runs.calibration import write_calibration
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import read_predictions
+from imgcls.runs.load import load_data, load_run
+from imgcls.runs.predictions import read_predictions
+from imgcls.runs.temperature import write_calibration
 
 from .conftest import QUIET, ROOT, TINY
 

@@ -15,7 +15,6 @@ from safetensors import safe_open
 from torch import nn
 
 from imgcls.classifier import Classifier
-from imgcls.data.decode import Frame, decode, frame_batch
 from imgcls.deploy import formats
 from imgcls.deploy.graph import Exported, Framing
 from imgcls.finetune.base import FineTune
@@ -24,11 +23,12 @@ from imgcls.finetune.l2_sp import L2SP
 from imgcls.finetune.logistic_probe import LogisticProbe
 from imgcls.finetune.lora import LoRA
 from imgcls.finetune.neighbours import Neighbours
+from imgcls.images.decode import Frame, decode, frame_batch
 from imgcls.models.cnn import CNN
 from imgcls.models.resnet import ResNet
 from imgcls.models.timm import TimmBackbone
-from imgcls.runs.calibration import write_calibration
 from imgcls.runs.folder import RunFolder
+from imgcls.runs.temperature import write_calibration
 
 from .conftest import QUIET, ROOT
 
@@ -290,7 +290,7 @@ def test_a_file_that_differs_from_the_run_is_not_written(kind, run, imgcls, monk
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             return super().forward(255 - image)
 
-    monkeypatch.setattr("imgcls.deploy.export.Exported", Wrong)
+    monkeypatch.setattr("imgcls.deploy.checked.Exported", Wrong)
     words = ("export", "--run", run, "--format", kind, "--out", "out/model")
     code, _, err = imgcls(*words)
     assert code == 2 and "beyond --tolerance 0.01" in err and not Path("out").exists()
@@ -300,7 +300,7 @@ def test_a_file_that_differs_from_the_run_is_not_written(kind, run, imgcls, monk
 
 def test_nothing_but_nan_is_not_written(run, imgcls, monkeypatch):
     monkeypatch.setattr(
-        "imgcls.deploy.export.Exported.forward", lambda self, image: torch.full((len(image), 2), torch.nan)
+        "imgcls.deploy.checked.Exported.forward", lambda self, image: torch.full((len(image), 2), torch.nan)
     )
     code, _, err = imgcls("export", "--run", run, "--format", "safetensors", "--out", "w")
     assert code == 2 and "differ" in err and not Path("w").exists()
@@ -361,7 +361,7 @@ def test_merged_weights_start_another_run(gallery, imgcls, tmp_path):
     fit(tmp_path / "lora", *words, "--model.backbone.weights=none")
     code, _, err = imgcls("export", "--run", "lora", "--format", "safetensors", "--out", "w.safetensors")
     assert code == 0, err
-    from imgcls.load import load_run
+    from imgcls.runs.load import load_run
 
     tuned = load_run("lora").model
     fit(tmp_path / "again", *words, "--model.backbone.weights=w.safetensors", "--trainer.max_epochs=1",

@@ -19,7 +19,6 @@ from torch import nn
 import imgcls.finetune
 from imgcls.classifier import Classifier
 from imgcls.data.sample import SampleData
-from imgcls.distill import Teacher
 from imgcls.errors import UserError
 from imgcls.finetune.base import Features, FineTune
 from imgcls.finetune.bias_norm import BiasNorm
@@ -35,6 +34,7 @@ from imgcls.models.cnn import CNN
 from imgcls.models.timm import TimmBackbone
 from imgcls.models.torchvision import TorchvisionBackbone
 from imgcls.runs.record import read_metrics
+from imgcls.training.distillation import Teacher
 
 from .conftest import QUIET, ROOT, TINY
 from .imagenet_weights import efficientnet_lite0

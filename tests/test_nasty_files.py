@@ -167,7 +167,7 @@ def test_skipping_leaves_out_the_broken_and_moves_no_split(nasty, cache):
 def test_an_image_is_read_once_until_it_changes(photos, tmp_path, monkeypatch):
     import shutil
 
-    import imgcls.data.sources as sources
+    import imgcls.images.sources as sources
 
     read = []
     original = sources.decode_file

@@ -42,7 +42,7 @@ def poison(monkeypatch):
 
 @pytest.mark.parametrize("every", ["1", "50"])
 def test_the_run_stops_and_keeps_the_last_good_checkpoint(imgcls, poison, monkeypatch, every):
-    from imgcls.callbacks import nonfinite
+    from imgcls.training import nonfinite
 
     monkeypatch.setattr(nonfinite, "EVERY", int(every))
     # on one CPU process each step is looked at; what a GPU does, looking later, is forced here

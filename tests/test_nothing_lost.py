@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imgcls.callbacks.checkpoint import AtomicCheckpointIO
 from imgcls.classifier import Classifier
 from imgcls.errors import UserError
+from imgcls.training.checkpoint import AtomicCheckpointIO
 
 from .conftest import QUIET, ROOT, TINY
 from .test_cli import fit, rows, same, weights

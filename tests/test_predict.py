@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from imgcls.errors import UserError
-from imgcls.runs.calibration import write_calibration
+from imgcls.images.sorting import folder_names, sort_files
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.prediction_file import PredictionFile
-from imgcls.runs.sorting import folder_names, sort_files
+from imgcls.runs.temperature import write_calibration
 
 from .conftest import QUIET, ROOT, write_image
 
@@ -246,7 +246,7 @@ def test_a_killed_prediction_goes_on_to_the_same_bytes(imgcls, run, pile, monkey
 
 
 def test_sorting_that_was_stopped_goes_on(imgcls, run, pile, monkeypatch):
-    from imgcls.runs import sorting
+    from imgcls.images import sorting
 
     words = ("predict", "--run", run, f"--data.root={pile}", "--out", "p.csv", "--sort_into", "sorted", *CPU)
     original, count = sorting._put, []

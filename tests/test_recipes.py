@@ -10,7 +10,7 @@ from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import OneOf
 from imgcls.augment.policy import RandAugment, TrivialAugmentWide
-from imgcls.cli import ImgclsCLI
+from imgcls.commands.fit import Fit
 
 from .conftest import QUIET, ROOT
 
@@ -41,10 +41,6 @@ def built():
     """Data module, model and trainer of each recipe, as the command line builds them."""
     found = {}
 
-    class BuildOnly(ImgclsCLI):
-        def _run_subcommand(self, subcommand):
-            pass
-
     def build(name):
         if name not in found:
             words = [
@@ -56,7 +52,7 @@ def built():
             words += [*QUIET, "--trainer.accelerator=cpu", "--run_dir", f"run-{name}"]
             words += [] if name == "cifar10_resnet18" else ["--model.backbone.weights=none"]
             words += ["--data.crop_fraction=0.875"] if name in ("vit_mae_finetune", "convnext_finetune") else []
-            found[name] = BuildOnly(["fit", *words])
+            found[name] = Fit(words)
         return found[name]
 
     return build

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from imgcls.callbacks.robustness import BINS, _totals
 from imgcls.data.sample import SampleData
 from imgcls.evaluate.variation import SEVERITIES, VARIATIONS, background, lighting, orientation, size, vary
+from imgcls.training.robustness import BINS, _totals
 
 from .conftest import TINY
 
@@ -76,7 +76,7 @@ def test_totals_give_the_calibration_error_of_torchmetrics():
 
 @pytest.mark.slow
 def test_robustness_is_measured_with_a_test_and_does_not_depend_on_the_batch_size(imgcls, monkeypatch):
-    monkeypatch.setattr("imgcls.callbacks.robustness.VARIATIONS", (size, lighting))
+    monkeypatch.setattr("imgcls.training.robustness.VARIATIONS", (size, lighting))
     assert imgcls("fit", *TINY, "--run_dir", "run", "--robustness=true")[0] == 0
     first = json.loads(Path("run/robustness.json").read_text())
     metrics = json.loads(Path("run/metrics.json").read_text())

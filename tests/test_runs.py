@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from imgcls.callbacks.figures import confusion_figure, save
 from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
-from imgcls.runs.folder import RunFolder, write_json
-from imgcls.runs.record import add_metrics, add_summary, best_row, probabilities, read_metrics, write_predictions
-from imgcls.runs.report import write_report
+from imgcls.pages.figures import confusion_figure, save
+from imgcls.pages.report import write_report
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.predictions import probabilities, write_predictions
+from imgcls.runs.record import add_metrics, add_summary, best_row, read_metrics
+from imgcls.system.files import write_json
 
 
 def test_confusion_matrix_agrees_with_scikit_learn():

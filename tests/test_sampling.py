@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from imgcls.data.sample import SampleData
-from imgcls.data.sampling import EvalBatches, TrainBatches, mislabel, split, stratified_order
+from imgcls.data.sampling import EvalBatches, TrainBatches
+from imgcls.data.splits import mislabel, split, stratified_order
 from imgcls.errors import UserError
 
 LABEL = np.random.default_rng(7).choice(5, 997, p=[0.4, 0.3, 0.2, 0.07, 0.03])

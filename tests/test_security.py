@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from imgcls.data import intake
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
-from imgcls.features import _read
-from imgcls.runs.record import without_keys
+from imgcls.images import checking
+from imgcls.runs.environment import without_keys
+from imgcls.training.features import _read
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import fit
@@ -69,7 +69,7 @@ def test_hostile_caches_are_not_run(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(Path.cwd()))
     Path("imgcls").mkdir()
     np.save("imgcls/readable.npy", np.array([Hostile()], dtype=object), allow_pickle=True)
-    assert len(intake._known()) == 0
+    assert len(checking._known()) == 0
     torch.save({"feature": Hostile()}, "train-0.safetensors")
     assert _read(Path("train-0.safetensors")) is None
 

@@ -26,15 +26,15 @@ from PIL import Image
 from imgcls.classifier import Classifier
 from imgcls.commands.pack import pack
 from imgcls.data.base import ImageDataModule
-from imgcls.data.decode import BrokenImage, Frame
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
-from imgcls.data.sampling import Blocks, EvalBatches, TrainBatches, mixed_blocks
+from imgcls.data.sampling import EvalBatches, TrainBatches, mixed_blocks
 from imgcls.data.shards import ShardData
-from imgcls.data.sources import FileSource, Source
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
-from imgcls.trainer import Trainer
+from imgcls.images.decode import BrokenImage, Frame
+from imgcls.images.sources import Blocks, FileSource, Source
+from imgcls.training.trainer import Trainer
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights

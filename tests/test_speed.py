@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import nn
 
-from imgcls.commands.batch_size import best_batch_size
+from imgcls.cli.batch_size import best_batch_size
 from imgcls.commands.find_lr import find_lr, steepest
 from imgcls.data.options import seed_step
 from imgcls.data.sample import SampleData
@@ -86,7 +86,7 @@ def test_batch_size_auto_is_chosen_once_and_written_down(imgcls):
 
 def test_the_batch_size_is_the_smallest_that_is_fast(monkeypatch):
     seconds = {16: 1.0, 32: 1.1, 64: 1.2, 128: 2.3, 256: 4.5, 512: 9.1}
-    from imgcls.commands import batch_size
+    from imgcls.cli import batch_size
 
     monkeypatch.setattr(batch_size, "_seconds_of_a_step", lambda model, data, size, device: seconds[size])
     assert best_batch_size(classifier(), SampleData(), torch.device("cpu")) == 128
@@ -134,7 +134,7 @@ def test_a_step_is_seeded_as_torch_would():
 
 @pytest.mark.parametrize("switch, expected", [("0", "False"), ("1", "True")])
 def test_the_allocator_has_a_switch(switch, expected):
-    probe = "from imgcls.allocator import keep_freed_memory; print(keep_freed_memory())"
+    probe = "from imgcls.system.allocator import keep_freed_memory; print(keep_freed_memory())"
     done = subprocess.run(
         [sys.executable, "-c", probe], env={"IMGCLS_MALLOC": switch}, capture_output=True, text=True, cwd=ROOT
     )

@@ -13,7 +13,7 @@ import yaml
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import read_metrics
-from imgcls.runs.sweep_file import Space, as_word, decode, encode, read_space, read_sweep
+from imgcls.science.sweep_file import Space, as_word, decode, encode, read_space, read_sweep
 
 from .conftest import ROOT, TINY
 from .wandb_stand_in import StandIn

@@ -8,11 +8,11 @@ from kornia.augmentation import RandomErasing as KorniaRandomErasing
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
-from imgcls.allocator import keep_freed_memory
 from imgcls.augment.base import Augmentation, ByImage, soft
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.warp import Warp
+from imgcls.system.allocator import keep_freed_memory
 
 PART = 5 << 19  # bytes: float images that stay in a processor's cache while several operations go over them
 
@@ -22,7 +22,7 @@ class Pipeline(Augmentation):
 
     Kornia's are carried out faster where we know how, with Kornia's own parameters and results: neighbouring
     geometric operations with one interpolation (see Warp), colour and erasing in fewer passes. `fuse=False` leaves
-    all to Kornia. Making one sets the process's allocator (see `imgcls.allocator`, also for how to leave it).
+    all to Kornia. Making one sets the process's allocator (see `imgcls.system.allocator`, also for how to leave it).
 
     Args:
         operations: Applied in this order. Those that only index (crop, flip) come first on uint8 images; the

@@ -1,9 +1,11 @@
+"""What the runs of questions say, as Markdown: experiments/QUESTION…."""
+
 import argparse
 from pathlib import Path
 
 from imgcls.errors import UserError
-from imgcls.runs.folder import write_atomic
-from imgcls.runs.question import arms_of, read_question
+from imgcls.science.question import arms_of, read_question
+from imgcls.system.files import write_atomic
 
 HEAD = """# Questions and measured answers
 
@@ -13,14 +15,14 @@ it: more seeds or more test images would be needed. Hardware: {hardware}.
 """
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Write what the runs of some questions say, as Markdown with a figure each."""
     parser = argparse.ArgumentParser(prog="python -m imgcls answers", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, metavar="QUESTION", help="folders with a question.toml")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where RUNS/QUESTION/ARM/seed-N lie")
     parser.add_argument("--out", type=Path, default=Path("answers.md"), help="the Markdown file")
-    options = parser.parse_args(arguments[1:])
-    from imgcls.runs.answer import write_answer  # with matplotlib: help must not wait for it
+    options = parser.parse_args(words)
+    from imgcls.pages.answer import write_answer  # with matplotlib: help must not wait for it
 
     sections, hardware = [], set()
     for folder in options.folders:

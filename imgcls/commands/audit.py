@@ -1,3 +1,6 @@
+"""Broken images, duplicates, leaks, wrong labels; a clean table: --config FILE… [--run RUN_DIR]."""
+
+import json
 import logging
 import time
 from collections import Counter
@@ -7,17 +10,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from imgcls.cli.arguments import configures, take
+from imgcls.cli.configs import config_files, expand_configs, read_config
+from imgcls.cli.lightning import LightningVerb, as_config
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import write_clean_table
-from imgcls.data.survey import survey
 from imgcls.errors import UserError
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing
 from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
 from imgcls.evaluate.label_errors import label_errors
-from imgcls.runs.audit_page import FOUND, write_page
-from imgcls.runs.folder import write_json
-from imgcls.runs.groups import find_runs
+from imgcls.images.survey import survey
+from imgcls.pages.audit_page import FOUND, write_page
 from imgcls.runs.held_out import held_out
+from imgcls.runs.run import find_runs
+from imgcls.system.files import write_json
 
 log = logging.getLogger(__name__)
 PARTS: tuple[Part, ...] = ("test", "val", "train")  # of copies, the one in the earlier part is kept
@@ -25,6 +31,51 @@ BLANK = 1.0  # gray levels by which the pixels of a blank image differ, standard
 TINY = 0.25  # the shorter side as a share of the median one
 LONG = 4.0  # the longer side by the shorter one
 Found = dict[str, int]
+
+
+class Audit(LightningVerb):
+    """`python -m imgcls audit`."""
+
+    needs_model = False
+
+    def expand(self, words: list[str]) -> list[str]:
+        """Several runs; the first one's data unless other data is given. What cannot be read is found, not an error."""
+        runs: list[str] = []
+        run, words = take(words, "--run")
+        while run is not None:
+            runs.append(run)
+            run, words = take(words, "--run")
+        if runs and not any("data" in read_config(file) for file in config_files(expand_configs(words))):
+            data = find_runs(runs, "--run")[0].folder.read_config()["data"]
+            words = [*as_config({"data": data | {"init_args": data["init_args"] | {"augment": None}}}), *words]
+        words = super().expand(words)
+        words += [f"--runs={json.dumps(runs)}"] if runs else []
+        return [*words, "--data.on_error=skip"] if runs or configures(words, "data") else words
+
+    def work(
+        self,
+        out: Path = Path("audit"),
+        runs: list[str] | None = None,
+        predictions: list[Path] | None = None,
+        drop_label_errors: bool = False,
+        strict: bool = False,
+    ) -> int:
+        """Look through all images before training: broken ones, duplicates, leaks, two labels; after it, label errors.
+
+        Args:
+            out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
+            runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
+                each `--run DIR` adds one.
+            predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the
+                probability of each class. They must come from models that were not trained on the image.
+            drop_label_errors: Leave such training images out of the cleaned table.
+            strict: Exit with 1 if anything was found.
+        """
+        found = audit(self.datamodule, out, runs or [], predictions or [], drop_label_errors)
+        return int(strict and any(found.values()))
+
+
+main = Audit.main
 
 
 class Images:

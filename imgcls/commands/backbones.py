@@ -1,3 +1,5 @@
+"""Pre-trained networks by name: [PATTERN]."""
+
 import argparse
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -7,11 +9,11 @@ from imgcls.errors import UserError, near
 Row = tuple[str, str, str, str, str]
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """List networks whose name matches a pattern, with parameters, input size, and whether weights exist."""
     parser = argparse.ArgumentParser(prog="python -m imgcls backbones", description=main.__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern such as 'resnet*'")
-    options = parser.parse_args(arguments[1:])
+    options = parser.parse_args(words)
     rows = [*_torchvision(options.pattern), *_timm(options.pattern)]
     if not rows:
         raise UserError(f"backbones: no name matches {options.pattern!r}{near(options.pattern, _names())}")

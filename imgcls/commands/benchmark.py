@@ -1,4 +1,4 @@
-"""Where the time goes: each stage alone, a bare loop, the whole trainer, and other ways to augment, side by side."""
+"""Where the time goes, against a bare loop: --config FILE… [--json FILE]."""
 
 import contextlib
 import copy
@@ -20,13 +20,16 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import Tensor
 
-from imgcls.callbacks.nonfinite import NonFinite
-from imgcls.callbacks.record import RunLogger
+from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.classifier import Classifier
-from imgcls.commands.other_augmentation import stock_kornia, torchvision_per_sample
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
-from imgcls.runs.folder import RunFolder, write_json
-from imgcls.trainer import REFRESH
+from imgcls.errors import UserError
+from imgcls.runs.folder import RunFolder
+from imgcls.system.files import write_json
+from imgcls.training.nonfinite import NonFinite
+from imgcls.training.record import RunLogger
+from imgcls.training.trainer import REFRESH
 
 NOISE = 0.05
 WARM_UP = 3
@@ -37,6 +40,25 @@ RIVALS = {  # other ways to augment, and the ratio that compares ours with each
     "stock Kornia": (stock_kornia, "augmentation_over_stock_kornia"),
     "torchvision v2 per image": (torchvision_per_sample, "augmentation_over_torchvision_v2"),
 }
+
+
+class Benchmark(LightningVerb):
+    """`python -m imgcls benchmark`."""
+
+    def work(self, json: Path | None = None, rounds: int = 7, steps: int = 30) -> None:
+        """Time each stage of training alone, a bare loop, the whole trainer, and other ways to augment, side by side.
+
+        Args:
+            json: File for all figures.
+            rounds: How often each stage is timed, interleaved; medians are reported.
+            steps: Batches of each stage and round.
+        """
+        if rounds < 1 or steps < 2:
+            raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
+        benchmark(self.trainer, self.model, self.datamodule, rounds, steps, json)
+
+
+main = Benchmark.main
 
 
 def benchmark(
@@ -123,7 +145,7 @@ class _Bench:
         if self.data.augment is not None:
             stages["augment and normalise"] = lambda steps: self._augment(self.data.prepare, steps)
             for name, (rival, _) in RIVALS.items():
-                way = rival(self.data)
+                way = rival(self.data.augment, self.data.mean, self.data.std)
                 if way is not None:
                     stages[name] = lambda steps, way=way: self._augment(way, steps)  # type: ignore[misc]
         stages["forward, backward, step"] = self._step_only

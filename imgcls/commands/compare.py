@@ -1,3 +1,5 @@
+"""Is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]."""
+
 import argparse
 import json
 import math
@@ -8,12 +10,13 @@ from typing import Any
 from PIL import Image
 
 from imgcls.errors import UserError
-from imgcls.runs.compare import compare
-from imgcls.runs.folder import write_atomic
-from imgcls.runs.groups import find_runs, group_runs
+from imgcls.runs.run import find_runs
+from imgcls.science.comparison import compare
+from imgcls.science.groups import group_runs
+from imgcls.system.files import write_atomic
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Compare groups of runs that differ in the seed alone: means, differences, and whether they can be believed."""
     parser = argparse.ArgumentParser(prog="python -m imgcls compare", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders with runs below")
@@ -21,14 +24,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--metric", default="test/acc", help="a key of metrics.json; default: test/acc")
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--out", type=Path, help="file for a page (.html)")
-    options = parser.parse_args(arguments[1:])
+    options = parser.parse_args(words)
     groups = group_runs(find_runs(options.folders))
     result = compare(groups, options.metric, options.baseline)
     print_comparison(result)
     if options.json:
         write_atomic(options.json, json.dumps(_finite(result), indent=2) + "\n")
     if options.out:
-        from imgcls.runs.compare_page import write_page
+        from imgcls.pages.compare_page import write_page
 
         base = next(group for group in groups if group.name == result["baseline"])
         write_page(options.out, result, groups, _pictures(base.runs[0].folder.path))
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 def _pictures(run: Path) -> Callable[[int, str], Image.Image | None] | None:
     """A run's test images by number and name; None, with a word, where its data cannot be opened any more."""
-    from imgcls.load import load_data
+    from imgcls.runs.load import load_data
 
     try:
         data = load_data(run)

@@ -1,3 +1,5 @@
+"""All arms of a question, all seeds: experiments/QUESTION [--jobs N]."""
+
 import argparse
 import hashlib
 import shlex
@@ -11,13 +13,14 @@ from pathlib import Path
 
 import yaml
 
+from imgcls.cli.configs import config_files, expand_configs
 from imgcls.commands.compare import print_comparison
-from imgcls.compose import config_files, expand_configs
 from imgcls.errors import UserError
-from imgcls.processes import last_line, start_run
-from imgcls.runs.compare import compare
-from imgcls.runs.folder import RunFolder, read_json, write_atomic
-from imgcls.runs.question import Question, arms_of, judge, read_question
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.processes import last_line, start_run
+from imgcls.science.comparison import compare
+from imgcls.science.question import Question, arms_of, judge, read_question
+from imgcls.system.files import read_json, write_atomic
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ class Job:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Run every arm of a question with every seed, and compare: what is done is skipped, what was cut off goes on."""
     parser = argparse.ArgumentParser(prog="python -m imgcls experiment", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, help="experiments/QUESTION: question.toml and one YAML per arm")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, help="folder of the runs; default: runs/QUESTION")
     parser.add_argument("--print", choices=["wandb", "slurm"], help="write a sweep or a job array, and run nothing")
-    options, rest = parser.parse_known_args(arguments[1:])
+    options, rest = parser.parse_known_args(words)
     question = read_question(options.folder)
     out = options.out or Path("runs") / question.folder.resolve().name
     jobs = [
@@ -74,7 +77,7 @@ def main(arguments: list[str]) -> int:
     print_comparison(result)
     for claim in judge(question, groups):
         print(f"\n{claim.text}: {claim.answer}")
-    from imgcls.runs.compare_page import write_page
+    from imgcls.pages.compare_page import write_page
 
     write_page(out / "compare.html", result, groups)
     print(f"\npage: {out / 'compare.html'}")

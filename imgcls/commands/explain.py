@@ -1,3 +1,5 @@
+"""What layers respond to, where classes are seen: --run RUN_DIR [--images FILES] [--out DIR]."""
+
 import os
 from pathlib import Path
 
@@ -7,23 +9,61 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from imgcls.arguments import FRAMING
-from imgcls.callbacks.figures import image_grid, save
 from imgcls.classifier import Classifier
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
-from imgcls.data.files import FilesData
-from imgcls.data.sampling import stratified_order
-from imgcls.data.sources import Source
+from imgcls.data.files import PREPARATION, FilesData
+from imgcls.data.splits import stratified_order
 from imgcls.errors import UserError
 from imgcls.evaluate.confusion import worst_mistakes
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
+from imgcls.images.sources import Source
 from imgcls.models.base import Stage
-from imgcls.runs.calibration import temperature
+from imgcls.pages.figures import image_grid, save
+from imgcls.pages.report import write_report
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import read_predictions
+from imgcls.runs.load import read_checkpoint
+from imgcls.runs.predictions import read_predictions
+from imgcls.runs.temperature import temperature
 
 IMAGES, LAYERS, CHANNELS, PATCHES = 1000, 8, 8, 4
+
+
+class Explain(LightningVerb):
+    """`python -m imgcls explain`."""
+
+    needs_run = True
+
+    def work(
+        self,
+        out: Path | None = None,
+        images: str | None = None,
+        count: int = 16,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Draw what each layer of a trained model responds to, and where in images it sees a class.
+
+        Args:
+            out: Folder for the pictures. Default: figures/ in the run's folder, and its report shows them.
+            images: A file, a folder or a pattern of images in which to look for classes. Default: the run's most
+                confident mistakes, and some that are right.
+            count: How many of them at most.
+            ckpt_path: Checkpoint, where it is not the run's best.
+        """
+        if count < 1:
+            raise UserError(f"--count {count}: give at least 1")
+        checkpoint = Path(str(ckpt_path))
+        state = read_checkpoint(checkpoint, "--ckpt_path")["state_dict"]
+        self.model.check_weights(state)
+        self.model.load_state_dict(state)
+        device, shown = self.trainer.strategy.root_device, out or self.run.figures
+        explain(self.model, self.datamodule, device, self.run, checkpoint, shown, images, count)
+        if out is None:
+            write_report(self.run)
+
+
+main = Explain.main
 
 
 def explain(
@@ -70,13 +110,13 @@ def explain(
     if pictures is None:
         print("where it sees a class: a network without feature maps cannot tell")
     else:
-        save(image_grid(*pictures, columns=6), out / "grad_cam.png")
+        save(image_grid(pictures[0].numpy(), pictures[1], columns=6), out / "grad_cam.png")
         print(f"where it sees a class in {len(index)} images: {out / 'grad_cam.png'}")
 
 
 def _files(data: ImageDataModule, images: str) -> Source:
     """Images without labels, framed as the run's are."""
-    frame = {k: getattr(data, k) for k in FRAMING}
+    frame = {k: getattr(data, k) for k in PREPARATION}
     try:
         files = FilesData(data.class_names, root=images, **frame).open("test")
     except UserError as error:

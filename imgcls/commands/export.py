@@ -1,3 +1,5 @@
+"""A checked file: --run RUN_DIR [--format onnx|torch_export|safetensors] [--out FILE]."""
+
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ TOLERANCE = (
 )
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Write a trained run as one file that turns uint8 images into calibrated class probabilities, and check it.
 
     Formats: onnx for ONNX Runtime, torch_export for PyTorch without this package, safetensors for the weights by name.
@@ -30,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--quantize", choices=("int8",), help="onnx: 8-bit integers, calibrated on training images")
     parser.add_argument("--tolerance", type=float, default=0.01, help=TOLERANCE)
     parser.add_argument("--int8_tolerance", type=float, default=0.02, help="accuracy that it may cost; default: 0.02")
-    given = parser.parse_args(arguments[1:])
+    given = parser.parse_args(words)
     out = given.out or Path(given.run) / f"model{SUFFIX[given.format]}"
     card = given.card or out.with_suffix(".md")
     if card == out:
@@ -42,7 +44,7 @@ def main(arguments: list[str]) -> int:
     if missing := [name for name in FORMATS[given.format] if find_spec(name) is None]:
         raise UserError(f"--format {given.format}: needs {', '.join(missing)}: pip install 'imgcls[onnx]'")
     run = RunFolder.existing(given.run, "--run")
-    from imgcls.deploy.export import export
+    from imgcls.deploy.checked import export
 
     int8 = given.int8_tolerance if given.quantize else None
     export(run, given.format, out, card, given.images, given.count, given.tolerance, int8)

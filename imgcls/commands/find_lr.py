@@ -1,3 +1,5 @@
+"""A learning rate to start from: --config FILE… [--out FILE.png]."""
+
 import copy
 import math
 from itertools import count
@@ -6,13 +8,35 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from imgcls.callbacks.figures import save
 from imgcls.classifier import Classifier
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.data.options import seed_step
 from imgcls.errors import UserError
+from imgcls.pages.figures import save
 
 SMOOTHING = 0.95
+
+
+class FindLR(LightningVerb):
+    """`python -m imgcls find_lr`."""
+
+    needs_weights = True
+
+    def work(self, out: Path = Path("find_lr.png"), steps: int = 100) -> None:
+        """Suggest a learning rate: raise it from step to step and see where the loss falls fastest.
+
+        Args:
+            out: PNG file of the curve.
+            steps: Number of steps.
+        """
+        if steps < 10:
+            raise UserError(f"--steps {steps}: give at least 10")
+        best = find_lr(self.model, self.datamodule, self.trainer.strategy.root_device, out, steps)
+        print(f"the loss falls fastest at --model.lr={best:.1e}; curve: {out}")
+
+
+main = FindLR.main
 
 
 def find_lr(

@@ -1,4 +1,6 @@
-"""Writes the images of a data module into shards: tar files that any WebDataset reader knows, and an index.
+"""Images into shards, to stream from a disk or a store: --config FILE… --out FOLDER.
+
+A pack is tar files that any WebDataset reader knows, and an index.
 
 OUT/pack.json          class names, size and statistics, fingerprint; images and bytes of each shard
     train-000000.tar   000000000.png, 000000000.cls (the label's number), 000000001.png …
@@ -20,18 +22,48 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from imgcls import __version__
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.cache import Caches
-from imgcls.data.decode import to_channels
-from imgcls.data.shard_files import FACTS, FORMAT
-from imgcls.data.shards import shard_name
-from imgcls.data.sources import Source
 from imgcls.errors import UserError
+from imgcls.images.cache import Caches
+from imgcls.images.decode import to_channels
+from imgcls.images.shard_files import FACTS, FORMAT
+from imgcls.images.shards import shard_name
+from imgcls.images.sources import Source
 from imgcls.runs.record import write_skipped
 
 log = logging.getLogger(__name__)
 MB = 1e6
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+class Pack(LightningVerb):
+    """`python -m imgcls pack`."""
+
+    needs_model = False
+
+    def work(self, out: Path | None = None, shard_mb: float = 100, size: int | None = None) -> None:
+        """Write all images into shards that `configs/data/shards.yaml` streams from a folder or a URL.
+
+        Args:
+            out: The folder, which must not be there yet, or be empty.
+            shard_mb: Size of a shard, in MB.
+            size: Longest shorter side in pixels: larger images are resized to it, into JPEG of quality 95. Default:
+                the bytes of the files as they are, and PNG of what comes from memory.
+        """
+        if out is None:
+            raise UserError("--out: name a folder for the pack")
+        if shard_mb <= 0 or size is not None and size < 1:
+            raise UserError(f"--shard_mb {shard_mb} and --size {size}: give positive numbers")
+        self.datamodule.trainer = self.trainer
+        facts = pack(self.datamodule, out, shard_mb, size)
+        for name, part in facts["parts"].items():
+            size_mb = sum(size for _, size in part["shards"]) / 1e6
+            print(f"{name}: {part['images']} images, {len(part['shards'])} shards, {size_mb:.1f} MB")
+        print(f"pack: {out}" + (f", without {facts['skipped']}: {out}/skipped.csv" if facts["skipped"] else ""))
+
+
+main = Pack.main
 
 
 def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) -> dict[str, Any]:
@@ -89,7 +121,7 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             "parts": written,
         }
         if data.skipped:
-            write_skipped(fresh / "skipped.csv", PARTS, [(row.part, row.name, row.reason) for row in data.skipped])
+            write_skipped(fresh / "skipped.csv", PARTS, data.skipped)
         (fresh / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
         if whole.exists():
             whole.rmdir()

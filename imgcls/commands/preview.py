@@ -1,11 +1,37 @@
+"""A picture of the augmentation: --config FILE… [--out FILE.png]."""
+
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.pages.figures import image_grid, save
 
 VERSIONS = 3
+
+
+class Preview(LightningVerb):
+    """`python -m imgcls preview`."""
+
+    needs_model = False
+
+    def work(self, out: Path = Path("preview.png"), count: int = 8) -> None:
+        """Draw original and augmented training images into a PNG.
+
+        Args:
+            out: The PNG file.
+            count: Number of images: a row of originals and three rows of augmented versions.
+        """
+        images, titles = preview_images(self.datamodule, count)
+        save(image_grid(images.numpy(), titles, columns=count), out)
+        print(f"preview: {out}")
+
+
+main = Preview.main
 
 
 def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]]:

@@ -1,3 +1,5 @@
+"""Search for the best options: experiments/sweeps/X.yaml --count N [--jobs N]."""
+
 import argparse
 import logging
 import subprocess
@@ -11,10 +13,11 @@ from typing import Any, NoReturn
 import yaml
 
 from imgcls.errors import UserError
-from imgcls.processes import last_line, start_run
-from imgcls.runs.folder import RunFolder, write_atomic
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.processes import last_line, start_run
 from imgcls.runs.record import read_metrics
-from imgcls.runs.sweep_file import Space, Sweep, as_word, decode, encode, read_sweep
+from imgcls.science.sweep_file import Space, Sweep, as_word, decode, encode, read_sweep
+from imgcls.system.files import write_atomic
 
 try:
     import optuna
@@ -31,7 +34,7 @@ class TrialFailed(Exception):
     """A trial's fit ended with an error."""
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Search for the best options of a fit, from a W&B sweep file, without an account: Optuna chooses.
 
     Killed, or started again with a larger count, it goes on; several may work on one sweep at once.
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, required=True, help="trials of the whole sweep, finished or stopped early")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time; they share the cores")
     parser.add_argument("--out", type=Path, help="folder of database, runs and best.yaml; default: runs/sweeps/NAME")
-    options, rest = parser.parse_known_args(arguments[1:])
+    options, rest = parser.parse_known_args(words)
     if optuna is None:
         raise UserError("sweep: needs Optuna: pip install 'imgcls[sweep]'")
     sweep = read_sweep(options.file)

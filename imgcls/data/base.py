@@ -11,14 +11,16 @@ from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, Loader
-from imgcls.data.cache import Caches
-from imgcls.data.decode import Frame, Interpolation
-from imgcls.data.derived import FeatureSource, JoinedSource
-from imgcls.data.intake import OnError, Skipped, take_in
-from imgcls.data.options import check, cores, normalize, per_channel, refuse_other_data, seed_step
-from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, mislabel, split
-from imgcls.data.sources import Batch, Part, Source
+from imgcls.data.options import check, normalize, per_channel, refuse_other_data, seed_step
+from imgcls.data.sampling import EvalBatches, TrainBatches, balanced
+from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
+from imgcls.images.cache import Caches
+from imgcls.images.checking import OnError, Processes, Skipped, check_images
+from imgcls.images.decode import Frame, Interpolation
+from imgcls.images.derived import FeatureSource, JoinedSource
+from imgcls.images.sources import Batch, Part, Source
+from imgcls.system.resources import cores
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -142,6 +144,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
+        self._refuse_another_sampler()
         if "train" not in self.parts:
             self._setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
@@ -151,11 +154,24 @@ class ImageDataModule(LightningDataModule, ABC):
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         if stage != "predict" or self.on_error == "raise":  # else it is seen while it is predicted
-            self._take_in(*needed.get(stage, ("test",)))
+            self._check_images(*needed.get(stage, ("test",)))
 
-    def _take_in(self, *wanted: Part) -> None:
+    def _refuse_another_sampler(self) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise UserError(
+                "trainer: on several processes it must be Trainer(use_distributed_sampler=False): Lightning's sampler "
+                "takes single images where ours takes batches, and tests some of them twice"
+            )
+
+    def _check_images(self, *wanted: Part) -> None:
         parts = {part: (*self.parts[part], self.frame(part)) for part in wanted if part not in self.checked}
-        kept, skipped = take_in(parts, self.caches, self.on_error, self.num_workers, self.trainer)
+        processes, listing, trainer = Processes(), None, self.trainer
+        if trainer is not None:
+            size = max(1, trainer.world_size // trainer.num_nodes)
+            processes = Processes(trainer.global_rank, trainer.world_size, trainer.local_rank, size)
+            listing = Path(trainer.default_root_dir) / "broken.csv"
+        kept, skipped = check_images(parts, self.caches, self.on_error, self.num_workers, processes, listing)
         self.parts |= kept
         self.skipped += skipped
         self.checked |= parts.keys()

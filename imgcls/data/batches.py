@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from imgcls.data.decode import BrokenImage, Frame, stack
-from imgcls.data.sources import Batch, Source
 from imgcls.errors import UserError
+from imgcls.images.decode import BrokenImage, Frame, stack
+from imgcls.images.sources import Batch, Source
 
 
 class BatchDataset(Dataset):

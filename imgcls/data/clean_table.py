@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imgcls.data.sources import FileSource, Part, Source
+from imgcls.images.sources import FileSource, Part, Source
 
 Kept = tuple[Part, Source, np.ndarray]
 COLUMNS = ("path", "label", "split")

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.decode import EXTENSIONS
 from imgcls.data.folder import list_images
-from imgcls.data.sources import FileSource, Source
 from imgcls.data.table import read_columns
 from imgcls.errors import UserError, near
+from imgcls.images.decode import EXTENSIONS
+from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
+# options that say how images are prepared: what images from elsewhere share with a run
+PREPARATION = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction")
 TABLES = (".txt", ".csv", ".tsv", ".parquet")
 
 
@@ -50,7 +52,7 @@ class FilesData(ImageDataModule):
         test = self._require(self.open("test"), "")
         self.parts = {"test": (test, np.arange(len(test)))}
         if self.on_error == "raise":
-            self._take_in("test")
+            self._check_images("test")
 
     def _found(self) -> tuple[Path, list[str]]:
         """The folder of `root`, and the paths in it."""

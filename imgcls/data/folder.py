@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.decode import EXTENSIONS
-from imgcls.data.intake import Skipped
-from imgcls.data.sources import FileSource, Source
 from imgcls.errors import UserError, near, printable
+from imgcls.images.checking import Skipped
+from imgcls.images.decode import EXTENSIONS
+from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
 SYNONYMS = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
@@ -40,11 +40,7 @@ class FolderData(ImageDataModule):
             empty = [name for name in self._classes if not list_images(self._top / name)]
             self._classes = [name for name in self._classes if name not in empty]
             for name in empty:
-                self.skipped.append(
-                    Skipped(
-                        "train", (self._top / name).relative_to(self._root()).as_posix(), "the folder has no images"
-                    )
-                )
+                self._skip("train", self._top / name, "the folder has no images")
         self.class_names = [printable(name) for name in self._classes]
         if not self.class_names:
             raise UserError(
@@ -67,9 +63,7 @@ class FolderData(ImageDataModule):
                 hint = near(name, self.class_names)
                 raise UserError(f"{printable(str(folder / name))}: is not a class of the training images{hint}")
             for path in found[name]:  # none in the training part, where only empty folders are no class
-                self.skipped.append(
-                    Skipped(part, path.relative_to(self._root()).as_posix(), "its folder is no training class")
-                )
+                self._skip(part, path, "its folder is no training class")
         empty = [printable(str(folder / name)) for name in self._classes if not found.get(name)]
         if empty and part == "train":
             raise UserError(
@@ -79,6 +73,9 @@ class FolderData(ImageDataModule):
         files = [(path, number) for number, name in enumerate(self._classes) for path in found.get(name, [])]
         names = [path.relative_to(self._root()).as_posix() for path, _ in files]
         return FileSource(self._root(), names, np.array([number for _, number in files], dtype=np.int64))
+
+    def _skip(self, part: Part, path: Path, reason: str) -> None:
+        self.skipped.append(Skipped(part, printable(path.relative_to(self._root()).as_posix()), reason))
 
     def _root(self) -> Path:
         assert self.root is not None  # checked at the start

@@ -1,8 +1,6 @@
 """What a data module checks and fills in of its options, and how it seeds a step and normalises a batch."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,16 +20,6 @@ def per_channel(option: str, values: Sequence[float], channels: int) -> list[flo
     if len(values) not in (1, channels):
         raise UserError(f"--data.{option}: {len(values)} values for {channels} channels; give 1 or {channels}")
     return list(values) * (channels // len(values))
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-
-
-def user_cache() -> Path:
-    """Where this user's data is kept that can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
 
 
 def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint: dict[str, str] | None) -> None:

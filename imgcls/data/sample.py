@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.sources import ArraySource, Source
+from imgcls.images.sources import ArraySource, Source
 
 
 class SampleData(ImageDataModule):

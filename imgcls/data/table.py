@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.intake import LISTED, Skipped, listing
-from imgcls.data.sources import FileSource, Source
-from imgcls.errors import UserError, near
+from imgcls.errors import UserError, near, printable
+from imgcls.images.checking import LISTED, Skipped, first_of
+from imgcls.images.sources import FileSource, Source
 
 PARTS: dict[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -68,16 +68,16 @@ class TableData(ImageDataModule):
         bad = _bad_rows(paths, labels, parts, known)
         if bad and self.on_error == "raise":
             found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
-            raise UserError(f"{listing(found)}; mend the table, or leave such rows out with --data.on_error=skip")
+            raise UserError(f"{first_of(found)}; mend the table, or leave such rows out with --data.on_error=skip")
         for row, reason in bad.items():
-            self.skipped.append(Skipped(parts[row], f"{self._line(row)}: {paths[row]}", reason))
+            self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
         good = [(row, *of) for row, of in enumerate(zip(paths, labels, parts, strict=True)) if row not in bad]
         known = {label for _, _, label, part in good if part == "train"}
         self._rows = [row for row in good if row[2] in known]
         for row, path, label, part in good:
             if label not in known:
                 self.skipped.append(
-                    Skipped(part, f"{self._line(row)}: {path}", f"label {label!r} has no training row left")
+                    Skipped(part, printable(f"{self._line(row)}: {path}"), f"label {label!r} has no training row left")
                 )
         self.class_names = sorted(known, key=_as_number if _all_numbers(known) else None)
         if not known:

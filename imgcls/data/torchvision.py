@@ -9,8 +9,8 @@ import torch
 from torchvision import datasets
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.sources import ArraySource, ItemSource, Source
 from imgcls.errors import UserError, near
+from imgcls.images.sources import ArraySource, ItemSource, Source
 
 Arguments = dict[str, Any]
 NO_TEST: dict[Part, Arguments] = {"train": {}}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.classifier import Classifier
-from imgcls.data.decode import Frame
+from imgcls.images.decode import Frame
 
 
 class Framing(nn.Module):

@@ -1,15 +1,12 @@
-"""A run is one folder; this is its layout, and how files in it are written."""
+"""A run is one folder; this is its layout."""
 
-import json
-import math
-import os
 import uuid
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from imgcls.errors import UserError
+from imgcls.system.files import read_yaml
 
 
 class RunFolder:
@@ -59,6 +56,10 @@ class RunFolder:
             raise UserError(f"{option} {path}: {known} (a run's folder looks like runs/demo/20260131-120000-0-1a2b3c)")
         return run
 
+    def read_config(self) -> dict[str, Any]:
+        """What config.yaml holds: `data`, `model`, `trainer` and further settings."""
+        return read_yaml(self.config, "a run's config has the keys data, model and trainer")
+
     def checkpoint(self, path: Path) -> Path:
         """`path` if it is there.
 
@@ -68,41 +69,3 @@ class RunFolder:
         if not path.is_file():
             raise UserError(f"{path}: the run has no such checkpoint yet; was it stopped before its first epoch ended?")
         return path
-
-
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write text or bytes so that a reader, or a crash, sees the old file or the new one and nothing between.
-
-    Raises:
-        UserError: The disk is full, or the folder cannot be written to.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room or mend the folder") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or an empty one if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file, indented, in one go; a number that is not finite becomes null, as JSON has no word for it."""
-    write_atomic(path, json.dumps(_finite(value), indent=2, ensure_ascii=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from imgcls.errors import UserError, near, one_line
-from imgcls.runs.groups import Run
-from imgcls.runs.record import read_predictions
+from imgcls.runs.predictions import read_predictions
+from imgcls.runs.run import Run
 
 Table = tuple[list[str], np.ndarray]  # names of M images, their probabilities (M, K)
 

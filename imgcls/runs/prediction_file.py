@@ -11,8 +11,8 @@ from typing import BinaryIO
 import numpy as np
 
 from imgcls.errors import UserError
-from imgcls.runs.folder import read_json, write_json
-from imgcls.runs.record import probabilities
+from imgcls.runs.predictions import probabilities
+from imgcls.system.files import read_json, write_json
 
 SKIPPED = ("path", "reason")
 

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from imgcls.runs.folder import RunFolder, write_atomic
+from imgcls.runs.folder import RunFolder
+from imgcls.system.files import write_atomic
 
 
 def job() -> str | None:

@@ -1,0 +1,61 @@
+"""Train a model: --config FILE… [--model.lr=…], or go on with one: --resume RUN_DIR."""
+
+from lightning import Callback
+
+from imgcls.cli.arguments import take
+from imgcls.cli.configs import expand_configs
+from imgcls.cli.lightning import LightningVerb
+from imgcls.errors import UserError
+from imgcls.runs import slurm
+from imgcls.runs.folder import RunFolder
+from imgcls.training.evaluation import of_a_test
+
+
+class Fit(LightningVerb):
+    """`python -m imgcls fit`."""
+
+    trains = needs_weights = True
+
+    def expand(self, words: list[str]) -> list[str]:  # noqa: D102
+        run, _ = take(words, "--run")
+        if run is not None:
+            raise UserError(f"--run goes with a trained run's verbs; use --resume {run}, or --config {run}/config.yaml")
+        resume, words = take(words, "--resume")
+        if resume is None and (run_again := slurm.unfinished_run()):
+            # its config says what the other words said; merged again, lists that they append to would grow
+            resume, words = str(run_again.path), []
+        if resume is None:
+            return super().expand(words)
+        folder = RunFolder.existing(resume, "--resume")
+        # stopped before its first checkpoint, a run begins again
+        checkpoint = ["--ckpt_path", str(folder.last)] if folder.last.is_file() else []
+        again = ["--config", str(folder.config), "--run_dir", resume, "--resume", resume, *checkpoint]
+        return [*again, *expand_configs(words)]
+
+    def callbacks(self) -> list[Callback]:  # noqa: D102
+        return of_a_test(self.run, self.config, self.options["robustness_baseline"])
+
+    def work(
+        self, resume: str | None = None, robustness_baseline: str | None = None, ckpt_path: str | None = None
+    ) -> None:
+        """Train a model, and test the best checkpoint if the experiment asks for it.
+
+        Args:
+            resume: The folder of an interrupted run to go on with.
+            robustness_baseline: Run whose robustness in that test this one's is compared with.
+            ckpt_path: Checkpoint to go on from.
+        """
+        # a checkpoint from elsewhere must not run code
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
+        if self.config.test_after_fit and not self.trainer.interrupted:
+            self.trainer.test(
+                self.model,
+                datamodule=self.datamodule,
+                ckpt_path=str(self.run.best),
+                weights_only=True,
+                verbose=False,
+            )
+        self.print_metrics("")
+
+
+main = Fit.main

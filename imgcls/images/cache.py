@@ -1,0 +1,136 @@
+"""Decoded images, kept after they were decoded once: in memory, or in a folder that ranks and runs share."""
+
+import hashlib
+import mmap
+import multiprocessing
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.errors import UserError
+from imgcls.images.decode import Frame
+from imgcls.images.sources import Source
+
+SHARE = 0.25  # of the memory that is free now; the rest is for the model and for others
+
+
+class CachedSource(Source):
+    """A source whose images are decoded when they are first asked for, and then read from one block of uint8.
+
+    The block is shared by all processes that load for this one, and filled by whichever comes first. In a folder, it
+    is shared by all processes of the machine and by later runs with the same images and frame.
+
+    Args:
+        source: Where images come from.
+        index: Which of its images are asked for, (N,).
+        frame: How they are framed; other frames go to the source.
+        folder: Folder of caches; None keeps the block in memory.
+    """
+
+    def __init__(self, source: Source, index: np.ndarray, frame: Frame, folder: Path | None) -> None:
+        super().__init__(source.label, source.names)
+        self.source, self.frame = source, frame
+        self.row = np.full(len(source), -1)
+        self.row[index] = np.arange(len(index))
+        shape = (len(index), frame.crop, frame.crop, frame.channels)
+        size = int(np.prod(shape))
+        # the last bytes say of each image whether it is there: set after its pixels were written
+        block = (
+            mmap.mmap(-1, size + len(index))
+            if folder is None
+            else _open(folder, _key(source, index, frame), size, len(index))
+        )
+        content = np.frombuffer(block, dtype=np.uint8)
+        self.image, self.there = content[:size].reshape(shape), content[size:]
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        rows: np.ndarray = self.row[list(index)]
+        if frame != self.frame or (rows < 0).any():
+            return self.source.images(index, frame)
+        missing = np.flatnonzero(self.there[rows] == 0)
+        if len(missing):
+            decoded = self.source.images([index[k] for k in missing.tolist()], frame)
+            self.image[rows[missing]] = decoded.permute(0, 2, 3, 1).numpy()
+            self.there[rows[missing]] = 1
+        return torch.from_numpy(self.image[rows]).permute(0, 3, 1, 2)
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return self.source.fingerprint()
+
+
+class Caches:
+    """The caches of a data module.
+
+    Args:
+        where: `memory`, `none`, or a folder.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.made: list[CachedSource] = []
+
+    def cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
+        """The source with a cache for the images of that index and frame, where one is wanted and has room."""
+        for made in self.made:
+            if made.source is source and made.frame == frame and (made.row[index] >= 0).all():
+                return made
+        if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), frame)):
+            return source
+        folder = None if self.where == "memory" else Path(self.where).expanduser()
+        self.made.append(CachedSource(source, index, frame, folder))
+        return self.made[-1]
+
+
+def fits(count: int, frame: Frame) -> bool:
+    """Whether so many framed images may be kept in memory, for processes that are forked from this one."""
+    if multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or not hasattr(os, "fork"):
+        return False
+    needed = count * frame.channels * frame.crop**2
+    return needed <= SHARE * _free_memory()
+
+
+def _free_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def _key(source: Source, index: np.ndarray, frame: Frame) -> str:
+    text = f"NHWC {source.fingerprint()} {frame} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _open(folder: Path, key: str, size: int, count: int) -> mmap.mmap:
+    """The cache file of that key, made if it is not there; several processes may come at once."""
+    path = folder / f"{key}.images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.stat().st_size != size + count:
+            path.unlink(missing_ok=True)
+            fresh = path.with_suffix(f".{os.getpid()}")
+            try:
+                with open(fresh, "wb") as file:
+                    _reserve(file.fileno(), size + count)
+                with suppress(FileExistsError):  # another process was faster
+                    os.link(fresh, path)
+            finally:
+                fresh.unlink()
+        with open(path, "r+b") as file:
+            return mmap.mmap(file.fileno(), size + count)
+    except OSError as error:
+        raise UserError(f"--data.cache {folder}: cannot be used ({error}); name another folder, or none") from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make a file of that many zero bytes, with room for them: writing to a map on a full disk kills the process."""
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)

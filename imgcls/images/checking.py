@@ -1,0 +1,197 @@
+"""Every image is read once before the first step: what is broken is named then, or left out, and not found at night."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from imgcls.errors import UserError
+from imgcls.images.cache import Caches
+from imgcls.images.decode import BrokenImage, Frame
+from imgcls.images.sources import Part, Source
+from imgcls.system.files import replacing, write_table
+from imgcls.system.resources import cores, user_cache
+
+log = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+Parts = Mapping[Part, tuple[Source, np.ndarray, Frame]]
+LISTED = 20  # names in a message; a file holds all
+FEW = 256  # images for which no processes are started
+
+
+class Skipped(NamedTuple):
+    """An image, or a row of a table, that was left out.
+
+    Attributes:
+        part: train, val or test.
+        name: As the prediction table names images, or the table's line.
+        reason: What is wrong with it.
+    """
+
+    part: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share the work.
+
+    Attributes:
+        rank: Number of this one among all.
+        world_size: How many there are.
+        local_rank: Number of this one among those of its machine.
+        local_size: How many its machine has.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def check_images(
+    parts: Parts, caches: Caches, on_error: OnError, num_workers: int | None, processes: Processes, listing: Path | None
+) -> tuple[dict[Part, tuple[Source, np.ndarray]], list[Skipped]]:
+    """Read every image of some parts as training will, into the cache where they have room there.
+
+    Each is read once, until its file changes. Splits and fingerprints are those of all images: they do not move when
+    one breaks or is mended.
+
+    Args:
+        parts: Source of each part, the numbers of its images in the source, (M,) int64, and how they are framed.
+        caches: The data module's.
+        on_error: What to do about images that cannot be read.
+        num_workers: Processes that read; None: one per core.
+        processes: They share the work, and what one finds holds for all.
+        listing: Where rank 0 lists all images that cannot be read, if they are not to be skipped.
+
+    Returns:
+        The parts without what was left out, and what was left out.
+
+    Raises:
+        UserError: Images cannot be read, and they are not to be skipped, or a part would be empty.
+    """
+    broken = _broken(parts, caches, num_workers, processes)
+    skipped = [
+        Skipped(part, parts[part][0].describe(number), reason)
+        for part, reasons in broken.items()
+        for number, reason in sorted(reasons.items())
+    ]
+    if on_error == "raise":
+        if listing is not None and processes.rank == 0 and (skipped or listing.exists()):
+            write_table(listing, Skipped._fields, skipped)
+        if len(skipped) == 1:
+            raise BrokenImage(skipped[0].name, skipped[0].reason)
+        if skipped:
+            total = sum(len(index) for _, index, _ in parts.values())
+            where = f" ({listing} lists all)" if listing is not None and skipped[LISTED:] else ""
+            raise UserError(
+                f"data: {len(skipped)} of {total} images cannot be read: {first_of(skipped)}{where}; repair or remove "
+                "them, or leave such images out with --data.on_error=skip"
+            )
+    kept = {
+        part: (source, index[~np.isin(index, list(broken[part]))] if broken[part] else index)
+        for part, (source, index, _) in parts.items()
+    }
+    for part, (_, index) in kept.items():
+        if broken[part] and not len(index):
+            reasons = [row for row in skipped if row.part == part]
+            raise UserError(f"data: no image of the {part} part can be read: {first_of(reasons)}")
+    return kept, skipped
+
+
+def first_of(rows: Sequence[object]) -> str:
+    """The first of them, and how many more there are."""
+    return ", ".join(map(str, rows[:LISTED])) + (f" and {len(rows) - LISTED} more" if rows[LISTED:] else "")
+
+
+def _broken(parts: Parts, caches: Caches, num_workers: int | None, processes: Processes) -> dict[Part, dict[int, str]]:
+    """Why each image that cannot be read cannot be, by its number, for each part."""
+    workers = max(1, cores() // processes.local_size) if num_workers is None else num_workers
+    known, fresh = _known(), []
+    found: dict[Part, dict[int, str]] = {part: {} for part in parts}
+    for part, (source, index, frame) in parts.items():
+        if source.in_memory or source.verified:
+            continue
+        stamps = source.stamps()
+        new = index if stamps is None else index[~np.isin(stamps[index], known)]
+        mine = new[processes.rank :: processes.world_size].tolist()
+        if len(mine) > FEW:
+            log.info(f"{part}: checking that {len(new)} images can be read, once")
+        loader = each_once(_Check(caches.cached(source, index, frame), frame), mine, workers)
+        shares: list[Any] = [{number: reason for batch in loader for number, reason in batch}]
+        if processes.world_size > 1:
+            mine_only, shares = shares[0], [None] * processes.world_size
+            torch.distributed.all_gather_object(shares, mine_only)
+        found[part] = {number: reason for share in shares for number, reason in share.items()}
+        if stamps is not None:
+            fresh.append(stamps[new[~np.isin(new, list(found[part]))]])
+    if processes.local_rank == 0:
+        _remember(known, fresh)
+    return found
+
+
+def each_once(dataset: Dataset, numbers: Sequence[int], workers: int) -> DataLoader:
+    """Lists of numbers of images through a data set, as they come out of it, by processes unless they are few."""
+    return DataLoader(
+        dataset,
+        sampler=[numbers[k : k + 32] for k in range(0, len(numbers), 32)],  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=workers if len(numbers) > FEW else 0,
+        collate_fn=_as_it_is,
+    )
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+class _Check(Dataset):
+    """Numbers of images in, the broken ones among them and why out."""
+
+    def __init__(self, source: Source, frame: Frame) -> None:
+        self.source, self.frame = source, frame
+
+    def __getitem__(self, numbers: list[int]) -> list[tuple[int, str]]:
+        try:
+            self.source.images(numbers, self.frame)
+            return []
+        except BrokenImage as error:
+            if len(numbers) == 1:
+                return [(numbers[0], error.reason)]
+            return [broken for number in numbers for broken in self[[number]]]
+
+
+def _file() -> Path:
+    """Stamps of all images that could be read, of all data sets of this user: 8 bytes each."""
+    return user_cache() / "readable.npy"
+
+
+def _known() -> np.ndarray:
+    """Stamps (N,) uint64; none if the file is not there or damaged."""
+    try:
+        found = np.load(_file(), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.empty(0, np.uint64)
+    whole = isinstance(found, np.ndarray) and found.dtype == np.uint64 and found.ndim == 1
+    return found if whole else np.empty(0, np.uint64)
+
+
+def _remember(known: np.ndarray, fresh: list[np.ndarray]) -> None:
+    if not sum(map(len, fresh)):
+        return
+    try:
+        with replacing(_file(), shared=True) as part, open(part, "wb") as content:
+            np.save(content, np.union1d(known, np.concatenate(fresh)))
+    except OSError as error:
+        log.warning(f"{_file()}: cannot be written ({error}); images are checked again next time")

@@ -1,0 +1,88 @@
+"""Sources that are made of other sources."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.images.decode import Frame, Original
+from imgcls.images.sources import Source
+
+
+class JoinedSource(Source):
+    """Two sources one after the other: the pool from which folds are cut."""
+
+    def __init__(self, first: Source, second: Source) -> None:
+        super().__init__(np.concatenate([first.label, second.label]), [*first.names, *second.names])
+        self.first, self.second = first, second
+        self.in_memory = first.in_memory and second.in_memory
+        self.verified = first.verified and second.verified
+        shared = [name for name in first.columns if name in second.columns]
+        self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        number = np.asarray(index)
+        in_second = number >= len(self.first)
+        parts = [self.first.images(number[~in_second].tolist(), frame)] if not in_second.all() else []
+        parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
+        joined = torch.cat(parts)
+        return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        source, number = self._of(number)
+        return source.encoded(number)
+
+    def file(self, number: int) -> Path | None:  # noqa: D102
+        source, number = self._of(number)
+        return source.file(number)
+
+    def _of(self, number: int) -> tuple[Source, int]:
+        return (self.first, number) if number < len(self.first) else (self.second, number - len(self.first))
+
+    def stamps(self) -> np.ndarray | None:  # noqa: D102
+        first, second = self.first.stamps(), self.second.stamps()
+        return None if first is None or second is None else np.concatenate([first, second])
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        source, number = self._of(number)
+        return source.original(number)
+
+    def describe(self, number: int) -> str:  # noqa: D102
+        source, number = self._of(number)
+        return source.describe(number)
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return f"{self.first.fingerprint()}+{self.second.fingerprint()}"
+
+
+class FeatureSource(Source):
+    """Images of which features are known.
+
+    Args:
+        source: The images.
+        index: Which of them, (N,).
+        feature: (N, V, F) float32, V versions of each.
+    """
+
+    in_memory = True
+
+    def __init__(self, source: Source, index: np.ndarray, feature: Tensor) -> None:
+        super().__init__(source.label, source.names)
+        self.source, self.feature = source, feature
+        self.row = np.full(len(source), -1)
+        self.row[index] = np.arange(len(index))
+
+    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+        """Features (B, V, F)."""
+        return self.feature[torch.from_numpy(self.row[list(index)])]
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return self.source.images(index, frame)
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return self.source.original(number)
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return self.source.fingerprint()

@@ -1,0 +1,273 @@
+"""Where the images of one part of a data set lie: in memory, in files, or behind a data set's indexing."""
+
+import copy
+import hashlib
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imgcls.errors import printable
+from imgcls.images.decode import (
+    BrokenImage,
+    Frame,
+    Original,
+    decode,
+    decode_file,
+    encode_png,
+    frame_batch,
+    original,
+    original_bytes,
+    original_file,
+    reason_of,
+    stack,
+)
+
+Batch = dict[str, Tensor]
+Part = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Positions that are read together, such as those of one shard.
+
+    Attributes:
+        start: First position of each block, ascending, (S,) int64.
+        window: Number of blocks among which an epoch's order mixes.
+        ahead: Called with the number of the block that is needed next, while the one before is.
+    """
+
+    start: np.ndarray
+    window: int
+    ahead: Callable[[int], None] = lambda block: None
+
+
+class Source(ABC):
+    """The images of one part of a data set, with their labels and names.
+
+    Args:
+        label: Class of each image, (N,) int64; -1 where it is not known.
+        names: Name of each image, as the prediction table shows it: a path, or a part and a number.
+
+    Attributes:
+        columns: What else is known of the images, N values by the column's name: test results are shown by value.
+        in_memory: Whether no file is read for them.
+        verified: Whether all images were read when they were put there, so that it need not be done again.
+    """
+
+    in_memory = False
+    verified = False
+    columns: Mapping[str, Sequence[str]] = {}
+
+    def __init__(self, label: np.ndarray, names: Sequence[str]) -> None:
+        self.label = np.asarray(label, dtype=np.int64)
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @abstractmethod
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:
+        """Images number `index` (B,) as one uint8 tensor (B, C, H, W).
+
+        Raises:
+            BrokenImage: An image cannot be read.
+        """
+
+    def encoded(self, number: int) -> bytes:
+        """An image as a file holds it, unchanged if it comes from one, else as PNG."""
+        pixels = self.images([number], Frame(3, 1 << 16, 0))[0]
+        return encode_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+
+    def blocks(self, index: np.ndarray) -> Blocks | None:
+        """Which of the images `index` (N,), ascending, are best read together; None where it does not matter."""
+        return None
+
+    def original(self, number: int) -> Original:
+        """An image as it is stored.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        with self._reading(number):
+            return original_bytes(self.encoded(number))
+
+    @contextmanager
+    def _reading(self, number: int) -> Iterator[None]:
+        """Whatever goes wrong with an image is a BrokenImage."""
+        try:
+            yield
+        except (MemoryError, BrokenImage):
+            raise  # the one says nothing about the image, the other all
+        except Exception as error:  # parsers of damaged files, and readers of data sets, raise anything
+            raise BrokenImage(self.describe(number), reason_of(error)) from error
+
+    def relabelled(self, label: np.ndarray) -> "Source":
+        """The same images with other labels (N,)."""
+        other = copy.copy(self)
+        other.label = label
+        return other
+
+    def stamps(self) -> np.ndarray | None:
+        """A number for each image that changes when its file does, (N,) uint64; None where that cannot be told."""
+        return None
+
+    def file(self, number: int) -> Path | None:
+        """The file of an image, where it has one of its own."""
+        return None
+
+    def describe(self, number: int) -> str:
+        """Name of an image, with where it was named if that is elsewhere."""
+        return self.names[number]
+
+    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+        """What a batch holds of them: the images, unless something computed from them takes their place."""
+        return self.images(index, frame)
+
+    def fingerprint(self) -> str:
+        """Hash of labels and names; the same on every machine that has the same data."""
+        digest = hashlib.blake2b(self.label.tobytes(), digest_size=8)
+        for name in self.names:
+            digest.update(f"{name}\n".encode())
+        return digest.hexdigest()
+
+
+class ArraySource(Source):
+    """Decoded images of one shape, held as one uint8 tensor (N, C, H, W) and fetched by whole batches."""
+
+    in_memory = True
+
+    def __init__(self, image: Tensor, label: np.ndarray, part: str) -> None:
+        super().__init__(label, NumberedNames(part, len(image)))
+        self.image = image
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return frame_batch(self.image[torch.as_tensor(index)], frame).contiguous()
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        return encode_png(self._picture(number))
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return original(self._picture(number))
+
+    def _picture(self, number: int) -> Image.Image:
+        pixels = self.image[number].numpy()
+        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+
+    def fingerprint(self) -> str:  # noqa: D102
+        return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
+
+
+class FileSource(Source):
+    """Image files, decoded when they are fetched.
+
+    Args:
+        root: Folder of the files.
+        paths: Relative to `root`; a name that is no valid text (bytes from another system) is shown with escapes.
+        label: Class of each image, (N,) int64.
+        origins: Where each file was named, such as a table's line, for messages.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], label: np.ndarray, origins: Sequence[str] | None = None
+    ) -> None:
+        super().__init__(label, [printable(path) for path in paths])
+        self.root, self.paths, self.origins = root, paths, origins
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Bytes and time of the last change (ns) of each file, (N, 2) int64; -1, 0 for what is no file."""
+        return np.array([_size_and_time(self.root / path) for path in self.paths], dtype=np.int64).reshape(-1, 2)
+
+    def fingerprint(self) -> str:
+        """Hash of labels, names and file sizes; files are not read."""
+        sizes = "\n".join(map(str, self.sizes[:, 0].tolist()))
+        return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return stack([decode_file(self.root / self.paths[i], frame) for i in index])
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        return (self.root / self.paths[number]).read_bytes()
+
+    def file(self, number: int) -> Path:  # noqa: D102
+        return self.root / self.paths[number]
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        return original_file(self.root / self.paths[number])
+
+    def stamps(self) -> np.ndarray:
+        """Of each file's place, size and time of change."""
+        root = os.path.abspath(self.root)
+        texts = (f"{root}/{p}\n{size}\n{t}" for p, (size, t) in zip(self.paths, self.sizes.tolist(), strict=True))
+        hashes = (hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest() for text in texts)
+        return np.frombuffer(b"".join(hashes), dtype=np.uint64)
+
+    def describe(self, number: int) -> str:  # noqa: D102
+        return f"{self.origins[number]}: {self.names[number]}" if self.origins else self.names[number]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in a table's path
+        return -1, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
+
+
+class Items(Protocol):
+    """What torchvision's data sets have in common."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, object]: ...  # noqa: D105
+
+
+class ItemSource(Source):
+    """A data set that yields (PIL image, label) by number."""
+
+    def __init__(self, items: Items, label: np.ndarray, part: str) -> None:
+        super().__init__(label, NumberedNames(part, len(label)))
+        self.items = items
+
+    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+        return stack([self._image(int(i), frame) for i in index])
+
+    def encoded(self, number: int) -> bytes:  # noqa: D102
+        return encode_png(self.items[number][0])
+
+    def stamps(self) -> np.ndarray:
+        """Of the data set's own description, which names its folder and part, and the number of the image."""
+        digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
+        return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
+
+    def original(self, number: int) -> Original:  # noqa: D102
+        with self._reading(number):
+            return original(self.items[number][0])
+
+    def _image(self, number: int, frame: Frame) -> Tensor:
+        with self._reading(number):
+            return decode(self.items[number][0], frame)
+
+
+class NumberedNames(Sequence[str]):
+    """`part/0`, `part/1` … for images without a file of their own, without a list in memory."""
+
+    def __init__(self, part: str, count: int) -> None:
+        self.part, self.length = part, count
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if not -self.length <= index < self.length:
+            raise IndexError(index)
+        return f"{self.part}/{index % self.length}"

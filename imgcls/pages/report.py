@@ -1,0 +1,87 @@
+"""One page that shows a run, with everything inside it: nothing is requested from anywhere."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from imgcls.pages.page import epoch_axes, svg, template
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.record import Row, read_metrics
+from imgcls.system.files import read_json, write_atomic
+
+CURVES = {"loss": "Loss", "acc": "Accuracy"}
+COLORS = {"train": "#8a8f98", "val": "#1f6feb"}
+HEADLINE = ("test/acc", "val/acc", "fit/seconds")
+CLASSES = 50
+EXPLAINED = {"grad_cam": "Where classes are seen (Grad-CAM)", "layers": "What layers respond to"}  # shown last
+
+
+def write_report(run: RunFolder) -> None:
+    """Write report.html from the run's own files, whatever of them exists so far."""
+    rows = read_metrics(run)
+    metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
+    classes = [row for row in evaluation.get("classes", []) if row["images"]]
+    page = template("report.html").render(
+        name=f"{run.path.parent.name}/{run.path.name}",
+        headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
+        metrics=[(k, _number(v)) for k, v in sorted(metrics.items())],
+        curves=[curve for key, title in CURVES.items() if (curve := _curve(rows, key, title))],
+        evaluation=evaluation,
+        num_classes=len(classes),
+        classes=sorted(classes, key=lambda row: row["f1"])[:CLASSES],
+        number=lambda value: "–" if value is None else _number(value),
+        figures=[(_caption(p), _data_uri(p)) for p in sorted(run.figures.glob("*.png"), key=_place)],
+        environment=_facts(read_json(run.environment)),
+        config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
+    )
+    write_atomic(run.report, page)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "not finite"
+    return str(value) if isinstance(value, int) else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _interval(metrics: dict[str, Any], name: str) -> str:
+    low, high = (metrics.get(f"{name}_{end}") for end in ("low", "high"))
+    return "" if low is None or high is None else f"95 %: {low:.4f} to {high:.4f}"
+
+
+def _curve(rows: list[Row], key: str, title: str) -> str:
+    axes = epoch_axes(5.4, 3.2, title=title)
+    for split, color in COLORS.items():
+        points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r["split"] == split and r.get(key)]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=split)
+    if axes.lines:
+        axes.legend(frameon=False)
+    return svg(axes)
+
+
+def _place(path: Path) -> tuple[bool, str]:
+    return path.stem in EXPLAINED, path.stem
+
+
+def _caption(path: Path) -> str:
+    if path.stem in EXPLAINED:
+        return EXPLAINED[path.stem]
+    part, _, name = path.stem.partition("_")
+    return f"{name.replace('_', ' ').capitalize()} ({part})"
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The record of the environment as lines of a table, one level deep."""
+    facts = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            facts += [
+                (f"{key}: {k}", ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in value.items()
+            ]
+        else:
+            facts.append((key, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return facts

@@ -1,0 +1,150 @@
+"""What a comparison of groups of runs says, as plain data: for the terminal, for JSON, and for the page."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from imgcls.errors import UserError, near
+from imgcls.runs.run import Run
+from imgcls.science.groups import Group
+from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+
+LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds")
+DISAGREEMENTS = 24
+
+
+def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[str, Any]:
+    """Compare groups by a metric.
+
+    Args:
+        groups: At least one.
+        metric: A key of metrics.json, such as test/acc.
+        baseline: Name, or part of it, or number of the group that others are compared with; None: the first.
+
+    Returns:
+        metric, baseline, notes, and for each group its name, settings, seeds, scores, mean with interval, and, but for
+        the baseline, difference with interval, p-value, Holm's adjusted p-value, method and verdict.
+
+    Raises:
+        UserError: No run has the metric, or there is no such baseline.
+    """
+    scored = [group for group in groups if group.scores(metric)]
+    if not scored:
+        known = sorted({k for group in groups for run in group.runs for k in run.metrics})
+        raise UserError(
+            f"--metric {metric}: no run has it{near(metric, known)}; they have {', '.join(known) or 'none'}"
+        )
+    base = scored[_find(scored, baseline)]
+    higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
+    others = [group for group in scored if group is not base]
+    on_images = metric == "test/acc"
+    pairs = [shared_images(group, base) if on_images else None for group in others]
+    found = [
+        compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
+        for group, pair in zip(others, pairs, strict=True)
+    ]
+    adjusted = holm([c.p_value for c in found])
+    rows = []
+    for number, group in enumerate(scored):
+        row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
+        row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
+        row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_over_seeds(row["scores"]))}
+        if group is not base:
+            place = others.index(group)
+            comparison = found[place]
+            row |= asdict(comparison) | {"adjusted_p": adjusted[place]}
+            row["verdict"] = verdict(comparison, adjusted[place], higher)
+        rows.append(row)
+    notes = _notes(groups, scored, metric)
+    if on_images and None in pairs:
+        notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
+                     "not tested): they are compared by their scores alone")  # fmt: skip
+    return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
+
+
+def per_class(group: Group, base: Group) -> list[tuple[str, float, float, float]]:
+    """Class, accuracy of its test images in the baseline and in the group, and the difference; by size of it."""
+    pair = shared_images(group, base)
+    if pair is None:
+        return []
+    test = base.runs[0].test
+    assert test is not None
+    names = base.runs[0].environment.get("data", {}).get("class_names", [])
+    rows = []
+    for number in np.unique(test["label"]).tolist():
+        of_class = test["label"] == number
+        ours, theirs = (float(right[:, of_class].mean()) for right in pair)
+        rows.append((names[number] if number < len(names) else str(number), theirs, ours, ours - theirs))
+    return sorted(rows, key=lambda row: -abs(row[3]))
+
+
+def disagreements(group: Group, base: Group) -> list[dict[str, Any]]:
+    """Test images that the two groups judge most differently: position, label, share of right predictions in each."""
+    pair = shared_images(group, base)
+    if pair is None:
+        return []
+    test = base.runs[0].test
+    assert test is not None
+    ours, theirs = (right.mean(0) for right in pair)
+    order = np.argsort(-np.abs(ours - theirs), kind="stable")[:DISAGREEMENTS]
+    return [
+        {"position": int(i), "label": int(test["label"][i]), "group": float(ours[i]), "baseline": float(theirs[i])}
+        for i in order
+        if ours[i] != theirs[i]
+    ]
+
+
+def _find(groups: Sequence[Group], wanted: str | None) -> int:
+    if wanted is None:
+        return 0
+    names = [group.name for group in groups]
+    if wanted.isdecimal() and int(wanted) < len(groups):
+        return int(wanted)
+    exact = [k for k, name in enumerate(names) if name == wanted]
+    folders = [k for k, g in enumerate(groups) if any(wanted in run.folder.path.parts for run in g.runs)]
+    for matches in (exact, [k for k, name in enumerate(names) if wanted in name], folders):
+        if len(matches) == 1:
+            return matches[0]
+    listing = "; ".join(f"{k}: {name}" for k, name in enumerate(names))
+    raise UserError(f"--baseline {wanted!r}: names no group, or several; give a number or a name of {listing}")
+
+
+def shared_images(group: Group, base: Group) -> tuple[np.ndarray, np.ndarray] | None:
+    """Whether each run predicts each test image right, (S, M) of both groups; None without one shared test set."""
+    tests = [run.test for run in (*group.runs, *base.runs)]
+    if any(test is None for test in tests):
+        return None
+    if len({_test_identity(run) for run in (*group.runs, *base.runs)}) > 1:
+        return None
+    ours, theirs = (np.stack([test["right"] for run in g.runs if (test := run.test)]) for g in (group, base))
+    return ours, theirs
+
+
+def _test_identity(run: Run) -> tuple[Any, ...]:
+    data, test = run.environment.get("data", {}), run.test
+    assert test is not None
+    return data.get("data"), data.get("test"), test["label"].tobytes(), test["index"].tobytes()
+
+
+def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> list[str]:
+    notes = []
+    for group in groups:
+        without = [str(run.folder.path) for run in group.runs if run.metrics.get(metric) is None]
+        if without:
+            notes.append(
+                f"left out, as they have no {metric} (unfinished, failed, or not tested): {', '.join(without)}"
+            )
+        seeds = [run.seed for run in group.runs]
+        if len(set(map(str, seeds))) < len(seeds):
+            notes.append(f"{group.name}: the same seed comes more than once; equal runs are not independent evidence")
+    single = [group.name for group in scored if len(group.scores(metric)) == 1]
+    if single and len(scored) > 1:
+        notes.append(
+            "one seed only: " + "; ".join(single) + ". A test then says whether two trained models differ on images "
+            "of this kind, not whether one way of training is better than the other."
+        )
+    if metric.startswith("val/"):
+        notes.append("validation chose each run's checkpoint: its figures are too good, and more so for longer runs")
+    return notes

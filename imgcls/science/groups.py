@@ -1,0 +1,95 @@
+"""Runs that differ in the seed alone are a group; a group is named by the settings in which the groups differ."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from imgcls.runs.run import Run, Settings
+
+SEEDS = ("seed_everything", "data.init_args.seed")
+# where and how fast a run was, and what it left, not what it was
+INCIDENTAL: tuple[str, ...] = ("trainer.logger", "trainer.default_root_dir", "trainer.enable_", "checkpoint.")
+INCIDENTAL += (
+    "model.init_args.channels_last",
+    "model.init_args.compile",
+    "last_checkpoint.",
+    "nonfinite.",
+    "data.init_args.num_workers",
+    "data.init_args.cache",
+    "experiment",
+    "test_after_fit",
+    "robustness",
+    "calibrate",
+)
+
+
+@dataclass
+class Group:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        runs: The runs, by seed.
+        name: The settings that tell the group from the others.
+        settings: Those settings.
+    """
+
+    runs: list[Run]
+    name: str = ""
+    settings: Settings | None = None
+
+    def scores(self, metric: str) -> list[float]:
+        """The metric of each run that has it."""
+        return [r.metrics[metric] for r in self.runs if r.metrics.get(metric) is not None]
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Groups in the order of their names; a run that was repeated with the same seed stays a run of its own."""
+    by_identity: dict[str, Group] = {}
+    for run in runs:
+        by_identity.setdefault(_identity(run), Group([])).runs.append(run)
+    groups = list(by_identity.values())
+    chosen: list[Settings] = [json.loads(identity) for identity in by_identity]
+    keys = sorted({k for settings in chosen for k in settings})
+    differing = [k for k in keys if len({json.dumps(s.get(k), default=str) for s in chosen}) > 1]
+    telling = _telling(differing, chosen)
+    for group, settings in zip(groups, chosen, strict=True):
+        group.settings = {short(k): _value(settings.get(k)) for k in differing}
+        group.name = ", ".join(f"{short(k)}={_value(settings.get(k))}" for k in telling) or "all runs"
+        group.runs.sort(key=lambda run: str(run.seed))
+    return sorted(groups, key=lambda group: group.name)
+
+
+def _identity(run: Run) -> str:
+    """Everything that makes up what was run, but for the seed."""
+    kept = {k: v for k, v in run.settings.items() if k not in SEEDS and not k.startswith(INCIDENTAL)}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def _telling(differing: list[str], chosen: list[Settings]) -> list[str]:
+    """As few of the differing settings as tell all groups apart: for what follows from another, one name is enough."""
+    telling: list[str] = []
+
+    def kinds(keys: list[str]) -> int:
+        return len({json.dumps([settings.get(k) for k in keys], default=str) for settings in chosen})
+
+    while kinds(telling) < len(chosen):
+        # the setting that tells most groups apart; among equals a class before its options, model before data
+        telling.append(
+            max(differing, key=lambda k: (kinds([*telling, k]), k.endswith("class_path"), k.startswith("model")))
+        )
+    return telling
+
+
+def short(key: str) -> str:
+    """A key as one gives it on the command line."""
+    return key.replace(".init_args", "").removesuffix(".class_path")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return _value(value["class_path"]) if "class_path" in value else json.dumps(value)
+    text = str(value)
+    return text.rpartition(".")[2] if text.count(".") > 1 and " " not in text else text

@@ -1,0 +1,229 @@
+"""A question: a folder with one config per arm and a question.toml, and what its runs say of its claims."""
+
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from imgcls.errors import UserError, near
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.run import Run
+from imgcls.science.comparison import shared_images
+from imgcls.science.groups import Group, group_runs
+from imgcls.science.statistics import (
+    Comparison,
+    compare_images,
+    compare_pairs,
+    compare_scores,
+    holm,
+)
+
+SIDE = r"([^\s:]+)(?::(\S+))?"
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "question": str,
+    "seeds": list,
+    "baseline": str,
+    "metric": str,
+    "metrics": list,
+    "options": list,
+    "claims": dict,
+    "severities": list,
+    "xlabel": str,
+    "xscale": str,
+    "fit": str,
+    "layers": str,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A folder with one config per arm and a question.toml beside them.
+
+    Attributes:
+        folder: The folder.
+        text: The question, in words.
+        seeds: Seeds of every arm.
+        baseline: Name of the arm that the others are compared with.
+        metrics: What is shown of each arm; the first is compared.
+        options: Further options of every fit.
+        claims: Claim in words, and as `ARM > ARM`; `ARM:METRIC` for another metric than the first.
+        severities: Variations whose accuracy the figure shows by severity.
+        xlabel: Name of the number in arms called NAME-NUMBER, which the figure shows as lines over that number.
+        xscale: `linear` or `log`.
+        fit: `power law` fits error = a·n^-b + c to those lines.
+        layers: Arm whose first run shows what its layers respond to; `explain` draws it.
+    """
+
+    folder: Path
+    text: str
+    seeds: list[int]
+    baseline: str
+    metrics: list[str]
+    options: list[str]
+    claims: dict[str, str]
+    severities: list[str] = field(default_factory=list)
+    xlabel: str = ""
+    xscale: str = "linear"
+    fit: str = ""
+    layers: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return self.folder.resolve().name
+
+    @property
+    def metric(self) -> str:
+        """What is compared."""
+        return self.metrics[0]
+
+    @property
+    def arms(self) -> dict[str, Path]:
+        """Config of each arm by its name: the baseline, then the others, numbers in order."""
+        paths = {path.stem: path for path in self.folder.glob("*.yaml")}
+        numbered = self.baseline.rpartition("-")[2].isdigit()
+        return dict(
+            sorted(paths.items(), key=lambda item: (item[0] != self.baseline and not numbered, _natural(item[0])))
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was expected, and what the runs say.
+
+    Attributes:
+        text: The claim, in words.
+        expected: The claim as `ARM > ARM`.
+        comparison: Left side minus right side; None without runs of both.
+        adjusted_p: By Holm's method over the question's claims; nan where no test is possible.
+    """
+
+    text: str
+    expected: str
+    comparison: Comparison | None
+    adjusted_p: float
+
+    @property
+    def verdict(self) -> str:
+        """`holds`, `does not hold: the reverse does`, or `cannot tell`."""
+        if self.comparison is None or not self.adjusted_p < 0.05:
+            return "cannot tell"
+        return "holds" if self.comparison.difference.value > 0 else "does not hold: the reverse does"
+
+    @property
+    def answer(self) -> str:
+        """The verdict with the difference and its interval."""
+        if self.comparison is None:
+            return "cannot tell: runs are missing"
+        difference = self.comparison.difference
+        if math.isnan(difference.low):
+            return f"{self.verdict} ({difference.value:+.3f}; one seed)"
+        return f"{self.verdict} ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+
+
+def read_question(folder: Path) -> Question:
+    """Read a question's folder.
+
+    Raises:
+        UserError: There is no question.toml or no arm, or a key is missing, unknown or of the wrong kind.
+    """
+    path = folder / "question.toml"
+    if not path.is_file():
+        raise UserError(f"experiment: {path}: there is no such file; it holds question, seeds, and baseline")
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not TOML ({error})") from error
+    for key, value in content.items():
+        if key not in KINDS:
+            raise UserError(f"{path}: {key}: there is no such key{near(key, KINDS)}; it takes {', '.join(KINDS)}")
+        if not isinstance(value, KINDS[key]):
+            kind = {str: "text", list: "a list", dict: "a table"}[KINDS[key]]  # type: ignore[index]
+            raise UserError(f"{path}: {key}: {value!r} is not {kind}")
+    question = Question(
+        folder,
+        content.get("question", folder.name),
+        content.get("seeds", [0, 1, 2]),
+        content.get("baseline", ""),
+        content.get("metrics", [content.get("metric", "test/acc")]),
+        content.get("options", []),
+        content.get("claims", {}),
+        content.get("severities", []),
+        content.get("xlabel", ""),
+        content.get("xscale", "linear"),
+        content.get("fit", ""),
+        content.get("layers", ""),
+    )
+    if not question.arms:
+        raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
+    if question.baseline not in question.arms:
+        raise UserError(f"{path}: baseline {question.baseline!r} is not one of the arms {', '.join(question.arms)}")
+    if question.layers and question.layers not in question.arms:
+        raise UserError(f"{path}: layers {question.layers!r} is not one of the arms {', '.join(question.arms)}")
+    if question.xscale not in ("linear", "log"):
+        raise UserError(f"{path}: xscale: {question.xscale!r} is not linear or log")
+    if question.fit not in ("", "power law"):
+        raise UserError(f"{path}: fit: {question.fit!r} is not 'power law'")
+    for claim in question.claims.values():
+        for arm, _ in _sides(path, claim):
+            if arm not in question.arms:
+                raise UserError(f"{path}: claims: {claim!r}: {arm} is not one of the arms {', '.join(question.arms)}")
+    return question
+
+
+def arms_of(question: Question, runs: Path) -> list[Group]:
+    """The runs of each arm that has any, `runs/ARM/seed-N`, under the arm's name."""
+    groups = []
+    for arm in question.arms:
+        folders = sorted((runs / arm).glob("seed-*/config.yaml"), key=lambda p: _natural(p.parent.name))
+        if folders:
+            groups.append(Group([Run(RunFolder(path.parent)) for path in folders], name=arm))
+    telling = {id(alike.runs[0]): alike.settings for alike in group_runs([group.runs[0] for group in groups])}
+    for group in groups:
+        group.settings = telling.get(id(group.runs[0]), {})
+    return groups
+
+
+def judge(question: Question, groups: Sequence[Group]) -> list[Claim]:
+    """What the runs say of each claim, with Holm's correction over all of them."""
+    by_name = {group.name: group for group in groups}
+    found = []
+    for claim in question.claims.values():
+        (left, left_metric), (right, right_metric) = _sides(question.folder, claim)
+        found.append(
+            _compare(
+                by_name.get(left), left_metric or question.metric, by_name.get(right), right_metric or question.metric
+            )
+        )
+    adjusted = holm([c.p_value if c else math.nan for c in found])
+    return [
+        Claim(text, expected, comparison, p)
+        for (text, expected), comparison, p in zip(question.claims.items(), found, adjusted, strict=True)
+    ]
+
+
+def _compare(left: Group | None, left_metric: str, right: Group | None, right_metric: str) -> Comparison | None:
+    if left is None or right is None:
+        return None
+    ours, theirs = left.scores(left_metric), right.scores(right_metric)
+    if not ours or not theirs:
+        return None
+    if left is right and len(ours) == len(theirs):
+        return compare_pairs(ours, theirs)
+    pair = shared_images(left, right) if left_metric == right_metric == "test/acc" else None
+    return compare_images(*pair) if pair else compare_scores(ours, theirs)
+
+
+def _sides(path: Path, claim: str) -> list[tuple[str, str | None]]:
+    match = re.fullmatch(rf"{SIDE} > {SIDE}", claim)
+    if match is None:
+        raise UserError(f"{path}: claims: {claim!r} is not of the form 'ARM > ARM' or 'ARM:METRIC > ARM:METRIC'")
+    return [(match[1], match[2]), (match[3], match[4])]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts depth-2 before depth-10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

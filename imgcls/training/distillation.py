@@ -1,0 +1,60 @@
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imgcls.errors import UserError
+from imgcls.runs.load import LoadedRun, load_run
+
+
+class Teacher:
+    """A trained run whose predictions are targets beside the labels (Hinton et al., Distilling the knowledge, 2015).
+
+    Teacher and student see the same augmented images (Beyer et al., Knowledge distillation: a good teacher is patient
+    and consistent, CVPR 2022), each normalised and sized as its own weights expect.
+
+    Args:
+        run: Folder of the teacher's run; its best checkpoint teaches.
+        temperature: Softens both distributions; the loss is scaled by its square, as in section 2.1 of Hinton et al.
+        weight: Share of the distillation loss; the loss on the labels has the rest.
+    """
+
+    def __init__(self, run: str | None = None, temperature: float = 4.0, weight: float = 0.9) -> None:
+        if run is None:
+            raise UserError("--model.teacher.run: give the folder of the teacher's run")
+        if not (0 <= weight <= 1 and temperature > 0):
+            raise UserError(f"--model.teacher: weight {weight} must lie in 0..1, temperature {temperature} above 0")
+        self.run, self.temperature, self.weight = run, temperature, weight
+        self.loaded: LoadedRun | None = None
+
+    def load(self, class_names: list[str], device: torch.device) -> None:
+        """Load the teacher.
+
+        Raises:
+            UserError: It knows other classes than the student's data.
+        """
+        self.loaded = load_run(self.run, device)
+        if self.loaded.class_names != class_names:
+            raise UserError(
+                f"--model.teacher.run {self.run}: knows the classes {', '.join(self.loaded.class_names[:5])} …, "
+                f"the data has {', '.join(class_names[:5])} …"
+            )
+
+    @torch.no_grad()
+    def logits(self, image: Tensor, mean: list[float], std: list[float]) -> Tensor:
+        """The teacher's logits (B, K) for the student's images (B, C, H, W), normalised by `mean` and `std`."""
+        teacher = self.loaded
+        assert teacher is not None
+        own_mean, own_std = (torch.tensor(v, device=image.device).view(-1, 1, 1) for v in (mean, std))
+        image, wanted = image.float() * own_std + own_mean, teacher.prepare
+        if image.shape[1] != wanted.channels:
+            image = image.expand(-1, 3, -1, -1) if wanted.channels == 3 else image.mean(1, keepdim=True)
+        if image.shape[-1] != wanted.image_size:
+            image = F.interpolate(image, size=(wanted.image_size,) * 2, mode="bilinear", antialias=True)
+        return teacher.model(wanted.normalize(image))
+
+    def combine(self, loss: Tensor, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """The loss on the labels, a scalar, and that on the teacher's logits (B, K), weighed."""
+        target = F.log_softmax(teacher_logits.float() / self.temperature, 1)
+        student = F.log_softmax(logits.float() / self.temperature, 1)
+        divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
+        return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

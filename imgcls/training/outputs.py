@@ -1,0 +1,147 @@
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from imgcls.data.base import ImageDataModule, Part
+from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
+from imgcls.evaluate.selective import margin
+from imgcls.pages.figures import confusion_figure, image_grid, save
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.predictions import Predictions, read_predictions, write_predictions
+from imgcls.training.loggers import Wandb
+
+SHOWN = 24
+
+
+class Outputs(Callback):
+    """Keeps each image's logits: tables in `predictions/`; in `figures/` and W&B the confusion matrix and images.
+
+    Shown are the most confident mistakes, and after a test the images of which the model is least certain: their two
+    best classes are the closest.
+
+    Validation images are kept for the epoch whose checkpoint is kept, and drawn once, when training ends. Every
+    image counts once, whatever the number of processes.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.batches: list[dict[str, Tensor]] = []
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self.best = state_dict["best"]
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self.batches = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.batches.append(outputs)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if not trainer.sanity_checking and self._is_best(trainer):
+            self._write_table(trainer, "val")
+            _summarize_in_wandb(trainer)
+        if trainer.state.fn == "validate":
+            self._draw(trainer, "val")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._draw(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._write_table(trainer, "test")
+        self._draw(trainer, "test")
+
+    def _is_best(self, trainer: Trainer) -> bool:
+        checkpoint = trainer.checkpoint_callback
+        if trainer.state.fn != "fit" or not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.monitor:
+            return True
+        value = trainer.callback_metrics.get(checkpoint.monitor)
+        if value is None:
+            return True
+        sign = 1 if checkpoint.mode == "max" else -1
+        better = self.best is None or sign * value.item() >= sign * self.best
+        if better:
+            self.best = value.item()
+        return better
+
+    def _write_table(self, trainer: Trainer, part: Part) -> None:
+        gathered = gather(trainer, self.batches)
+        self.batches = []
+        if gathered is not None:
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            source, _ = data.parts[part]
+            write_predictions(self.run.predictions / f"{part}.csv", *gathered, source.names, data.class_names)
+
+    def _draw(self, trainer: Trainer, part: Part) -> None:
+        stored = self.run.predictions / f"{part}.npz"
+        if not trainer.is_global_zero or not stored.is_file():
+            return
+        figures = self._figures(trainer.datamodule, part, read_predictions(stored))  # type: ignore[attr-defined]
+        for logger in trainer.loggers:
+            if isinstance(logger, Wandb):
+                for name, pixels in figures.items():
+                    logger.log_image(f"{part}/{name}", [pixels])
+
+    def _figures(self, data: ImageDataModule, part: Part, predicted: Predictions) -> dict[str, np.ndarray]:
+        names, probability, label = data.class_names, predicted.probability, predicted.label
+        prediction = probability.argmax(1)
+        figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
+        figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
+        shown = {"mistakes": (worst_mistakes(probability, label, SHOWN), 1)}
+        if part == "test":
+            shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
+        for name, (chosen, guesses) in shown.items():
+            if len(chosen):
+                images = data.parts[part][0].images(predicted.index[chosen].tolist(), data.frame(part))
+                best = np.argsort(-probability[chosen], axis=1, kind="stable")[:, :guesses]
+                titles = [
+                    "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])
+                    for i, row in zip(chosen, best, strict=True)
+                ]
+                figures[name] = save(image_grid(images.numpy(), titles), self.run.figures / f"{part}_{name}.png")
+        return figures
+
+
+def _summarize_in_wandb(trainer: Trainer) -> None:
+    """Let W&B's summary show the epoch that is kept, as metrics.json does, and not the last one."""
+    values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.summarize(values, kept=True)
+
+
+def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Logits (N, K), label (N,) and index (N,) of all processes in the order of index; None but on rank 0."""
+    keys = ("logits", "label", "index")
+    mine = [torch.cat([b[k] for b in batches]).cpu().numpy() if batches else None for k in keys]
+    shares: list[Any] = [mine]
+    if trainer.world_size > 1:
+        shares = [None] * trainer.world_size
+        torch.distributed.all_gather_object(shares, mine)
+    if not trainer.is_global_zero:
+        return None
+    logits, label, index = (np.concatenate([s[k] for s in shares if s[k] is not None]) for k in range(3))
+    order = np.argsort(index, kind="stable")
+    return logits[order], label[order], index[order]

@@ -1,0 +1,167 @@
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from imgcls.data.base import ImageDataModule
+from imgcls.pages.report import write_report
+from imgcls.runs.environment import environment
+from imgcls.runs.folder import RunFolder
+from imgcls.runs.record import add_metrics, add_summary, best_row, read_metrics, row_values, write_skipped
+from imgcls.system.files import write_atomic, write_json
+
+
+class RunLogger(Logger):
+    """Writes metrics.csv as they happen; always on, beside any other logger."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self.run = run
+
+    @property
+    def name(self) -> str:  # noqa: D102
+        return "run"
+
+    @property
+    def version(self) -> str:  # noqa: D102
+        return self.run.path.name
+
+    @property
+    def save_dir(self) -> str:  # noqa: D102
+        return str(self.run.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
+        if "epoch" in metrics:  # what is logged within an epoch goes to the other loggers only
+            add_metrics(self.run, metrics, int(metrics["epoch"]), step or 0)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        pass  # config.yaml holds them
+
+
+class RunRecord(Callback):
+    """Keeps the run's folder: config and environment at the start, summary and report at the end.
+
+    Args:
+        run: The folder; every process takes over that of rank 0.
+        config: Text of config.yaml, written when a new fit starts.
+        seed: The run's seed.
+        config_folders: Where the run's configs, and modules beside them, were.
+    """
+
+    def __init__(self, run: RunFolder, config: str, seed: int, config_folders: list[str]) -> None:
+        self.run, self.config, self.seed, self.config_folders = run, config, seed, config_folders
+        self.seconds, self.train_seconds, self.images = 0.0, 0.0, 0
+        self._started = self._since = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Agree on the folder."""
+        self.run.move(trainer.strategy.broadcast(str(self.run.path)))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write config and environment: model, data and optimiser are built, nothing has been trained."""
+        self._started = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
+        if not self.run.config.exists():
+            write_atomic(self.run.config, self.config)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        sizes = {part: len(index) for part, (_, index) in data.parts.items()}
+        record = {
+            "class": type(data).__name__,
+            "class_names": data.class_names,
+            **data.fingerprint,
+            "images": sizes,
+        }
+        accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        hardware = {
+            "accelerators": accelerators,
+            "processes": trainer.world_size,
+            "threads": torch.get_num_threads(),
+            "precision": trainer.precision,
+        }
+        folders = {"config_folders": self.config_folders}
+        write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
+        self._skipped(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._since = time.perf_counter()
+
+    on_train_start = on_train_epoch_start  # a run that resumes in the middle of an epoch starts there
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self._since  # up to here: validation and checkpoints come after it
+        self._since = now
+        self.images += len(batch["index"]) * trainer.world_size
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Summarise the epoch whose checkpoint was kept; also where a run was resumed of which all epochs were done."""
+        self.seconds += time.perf_counter() - self._started
+        if not trainer.is_global_zero:
+            return
+        rows = read_metrics(self.run)
+        summary: dict[str, float | int | None] = {}
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
+            best = best_row(rows, checkpoint.monitor, checkpoint.mode)
+            if best:
+                summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])}
+        last = next((row for row in reversed(rows) if row["split"] == "train"), None)
+        summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
+        speed = self.images / self.train_seconds if self.train_seconds else None
+        summary |= {
+            "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
+            "fit/seconds": self.seconds,
+            "fit/images_per_second": speed,
+        }
+        add_summary(self.run, summary)
+        self._report(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._since = time.perf_counter()
+        if trainer.state.fn == "validate":
+            self._summarize(trainer, "val/")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._summarize(trainer, "test/")
+
+    def _skipped(self, trainer: Trainer) -> None:
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if data.on_error == "skip":
+            add_summary(self.run, {"data/skipped": write_skipped(self.run.skipped, data.checked, data.skipped)})
+
+    def _summarize(self, trainer: Trainer, prefix: str) -> None:
+        if trainer.is_global_zero:
+            self._skipped(trainer)
+            metrics = trainer.callback_metrics
+            add_summary(self.run, {k: v.item() for k, v in metrics.items() if k.startswith(prefix)})
+            self._report(trainer)
+
+    def _report(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_report(self.run)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write an epoch's row before the checkpoint that ends it: after a kill between the two it would be missing."""
+        epoch: Any = trainer.fit_loop.epoch_progress.current
+        if trainer.is_global_zero and epoch.processed > epoch.completed:
+            metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+            add_metrics(self.run, metrics, trainer.current_epoch, trainer.global_step)
+
+    def state_dict(self) -> dict[str, float]:
+        """Time and images so far, so that a resumed run reports its whole length."""
+        running = time.perf_counter() - self._started if self._started else 0.0
+        return {"seconds": self.seconds + running, "train_seconds": self.train_seconds, "images": self.images}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:  # noqa: D102
+        self.seconds, self.train_seconds = state_dict["seconds"], state_dict["train_seconds"]
+        self.images = int(state_dict["images"])

@@ -1,0 +1,61 @@
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning
+from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from imgcls.errors import UserError, one_line
+
+REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
+
+
+@contextmanager
+def plain_process_errors() -> Iterator[None]:
+    """What Lightning finds wrong with the processes of a cluster, as a UserError."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "SLURM" in str(error) or "torchrun" in str(error):
+            raise UserError(f"trainer: {one_line(error)}") from error
+        raise
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's Trainer, stopped by a signal where nothing is lost, on all the processes that were asked for."""
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether to stop before the next step; an epoch whose last step is done is validated and saved first.
+
+        Lightning would leave validation in the middle, and the resumed run would go on without it. Gradients that are
+        being accumulated are in no checkpoint: the optimiser's step comes first.
+        """
+        epoch = self.fit_loop.epoch_progress.current
+        finishing = self.fit_loop.epoch_loop.batch_progress.is_last_batch and epoch.started > epoch.completed  # type: ignore[attr-defined]
+        accumulating = self.training and self.fit_loop.epoch_loop._should_accumulate()
+        unready = self.state.fn == "fit" and (finishing or self.validating or accumulating)
+        return super().received_sigterm and not unready
+
+    def check_processes(self) -> None:
+        """Compare the processes that torchrun or SLURM started with those that were asked for.
+
+        Lightning takes what is there: a run asked for on two devices would be one of another global batch size, or
+        several processes would each train alone and write to one folder.
+
+        Raises:
+            UserError: They differ; the process of rank 0 says so, the others end with the same exit code.
+        """
+        environment = self._accelerator_connector.cluster_environment
+        wanted = self.num_devices * self.num_nodes
+        if not environment.creates_processes_externally or environment.world_size() == wanted:
+            return
+        if environment.global_rank() != 0:
+            sys.exit(2)
+        by_slurm = isinstance(environment, SLURMEnvironment)
+        started, launcher = environment.world_size(), "SLURM" if by_slurm else "torchrun"
+        options = "--nodes, --ntasks-per-node and srun" if by_slurm else "--nnodes and --nproc_per_node"
+        raise UserError(
+            f"trainer: {launcher} started {started} processes, and --trainer.num_nodes={self.num_nodes} with "
+            f"--trainer.devices={self.num_devices} asks for {wanted}; {launcher} takes the same numbers by {options}"
+        )
