@@ -220,6 +220,10 @@ def test_wandb_shows_the_kept_epoch_and_groups_seeds(imgcls):
             ["--model.backbone=imgcls.models.cnn.CN"],
             "imgcls.models.cnn.CN: there is no such class (did you mean 'CNN'?)",
         ),
+        (
+            ["--model.teacher=imgcls.distill.Teacher"],  # where it was in version 0.1
+            "imgcls.distill.Teacher: there is no such class; name it imgcls.training.distillation.Teacher",
+        ),
         (["--config", "gone.yaml"], "--config gone.yaml: there is no such file"),
         (["--model.optimizer.lr=0.3"], "--model.optimizer.lr=0.3: give --model.lr instead"),
         (["--resume", "nowhere"], "--resume nowhere: does not exist"),
@@ -253,6 +257,10 @@ def test_mistakes_on_the_command_line_get_one_line(imgcls, words, message):
             "bad.yaml: model.optimizer.weight_decay: give model.weight",
         ),
         ("model: [", "bad.yaml: is not YAML"),
+        (
+            "trainer: {callbacks: [{class_path: imgcls.callbacks.robustness.Robustness}]}",
+            "bad.yaml: imgcls.callbacks.robustness.Robustness: there is no such class; name it imgcls.training.robust",
+        ),
         ("- 3", "bad.yaml: holds no mapping"),
     ],
 )
@@ -260,6 +268,20 @@ def test_mistakes_in_a_config_name_the_file(imgcls, text, message):
     Path("bad.yaml").write_text(text)
     code, _, err = imgcls("fit", *TINY, "--config", "bad.yaml")
     assert code == 2 and message in err.strip().splitlines()[-1]
+
+
+def test_help_shows_the_options_of_the_verb_then_of_the_configs_classes_and_the_trainers_last(imgcls, capsys):
+    def help_of_fit(*words):
+        with pytest.raises(SystemExit, match="0"):
+            imgcls("fit", *words, "--help")
+        return capsys.readouterr().out
+
+    text = help_of_fit("--config", ROOT / "configs/data/table.yaml")
+    wanted = "resume seed_everything data.table data.root data.batch_size model.backbone model.lr checkpoint.monitor"
+    places = [text.find(f"\n  --{option} ") for option in [*wanted.split(), "trainer.devices"]]
+    assert -1 not in places and places == sorted(places), places
+    assert text.index("--trainer") > text.index("--checkpoint.monitor")
+    assert "--data.table" not in help_of_fit()
 
 
 def test_bases_merge_before_their_file_and_the_command_line_last(imgcls):

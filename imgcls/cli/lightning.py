@@ -21,6 +21,7 @@ from imgcls.classifier import Classifier
 from imgcls.cli.arguments import config_folders, configures, gives, refuse_overruled, take, with_values_of_yaml
 from imgcls.cli.batch_size import choose_batch_size
 from imgcls.cli.configs import config_files, expand_configs
+from imgcls.cli.help import HelpParser
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb
 from imgcls.data.base import ImageDataModule
@@ -85,6 +86,7 @@ class LightningVerb(LightningCLI, ABC):
             ImageDataModule,
             save_config_callback=None,  # RunRecord saves it: at fit only, once, into the run's folder
             trainer_class=Trainer,
+            parser_class=HelpParser,
             trainer_defaults={
                 "logger": {
                     "class_path": "lightning.pytorch.loggers.WandbLogger",
@@ -175,8 +177,9 @@ class LightningVerb(LightningCLI, ABC):
         return super().init_parser(**{**kwargs, **more, "description": str(type(self).work.__doc__).partition("\n")[0]})
 
     def _add_arguments(self, parser: LightningArgumentParser) -> None:
-        """Our own options first: Lightning puts the trainer's sixty before them."""
         self.own = parser.add_method_arguments(type(self), "work")
+        if self.own:
+            parser._action_groups[-1].title = f"options of {self.verb} alone"
         self.add_default_arguments_to_parser(parser)
         self.add_core_arguments_to_parser(parser)
         self.add_arguments_to_parser(parser)
@@ -211,6 +214,8 @@ class LightningVerb(LightningCLI, ABC):
         self.files += config_files(words)
         self.config_folders = config_folders(self.files)
         make_importable(self.config_folders)
+        if gives(words, "-h", "--help"):
+            parser.list_options_of(words, data=ImageDataModule, model=Classifier)
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as error:

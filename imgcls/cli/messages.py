@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
+import imgcls
 from imgcls.cli.configs import read_config
 from imgcls.errors import near
 from imgcls.system.modules import class_named
@@ -46,6 +48,10 @@ def explain(message: str, words: Sequence[str], files: Sequence[Path], options: 
         hint = near(head, top_level) if head not in top_level else near(key, options)
         return f"{_where(key, words, files)}: there is no such key{hint}"
     if found := re.search(r"(?:module '([\w.]+)' has no attribute '(\w+)'|No module named '([\w.]+)')", text):
+        named = _last(r"(?:class_path '|Got value: )([\w.]+)", text) or ""
+        if path := _defined_in_imgcls(named.rpartition(".")[2]):
+            source = "".join(f"{file}: " for file in files if named in file.read_text(encoding="utf-8"))
+            return f"{source}{named}: there is no such class; name it {path}"
         if found[3]:
             return f"{_where(found[3], words, files)}: there is no module {found[3]!r}; name a class by its dotted path"
         return f"{found[1]}.{found[2]}: there is no such class{near(found[2], dir(import_module(found[1])))}"
@@ -82,6 +88,15 @@ def _parameters(class_path: str) -> set[str]:
     owners = [owner for owner in class_named(class_path).__mro__ if "__init__" in vars(owner)]
     names = {name for owner in owners for name in inspect.signature(owner.__init__).parameters}
     return names - {"self", "args", "kwargs"}
+
+
+def _defined_in_imgcls(name: str) -> str | None:
+    """The dotted path of a class of ours: those of version 0.1 have moved, and so may others."""
+    for module in walk_packages(imgcls.__path__, "imgcls."):
+        source = Path(module.module_finder.path, module.name.rpartition(".")[2] + ".py")  # type: ignore[union-attr]
+        if source.is_file() and re.search(rf"^class {name}\b", source.read_text(encoding="utf-8"), re.MULTILINE):
+            return f"{module.name}.{name}"
+    return None
 
 
 def _where(key: str, words: Sequence[str], files: Sequence[Path]) -> str:
