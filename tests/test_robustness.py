@@ -4,11 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from imgcls.data.sample import SampleData
 from imgcls.evaluate.variation import SEVERITIES, VARIATIONS, background, lighting, orientation, size, vary
-from imgcls.training.robustness import BINS, _totals
 
 from .conftest import TINY
 
@@ -61,17 +59,6 @@ def test_variations_are_what_they_say(clothes):
     varied = background(gray, 5, generator)
     assert torch.equal(varied[:, :, 3:5, 3:5], gray[:, :, 3:5, 3:5])
     assert varied[:, :, 0, 0].std() > 0.1
-
-
-def test_totals_give_the_calibration_error_of_torchmetrics():
-    generator = torch.Generator().manual_seed(0)
-    logits, label = 3 * torch.randn(500, 7, generator=generator), torch.randint(7, (500,), generator=generator)
-    totals = _totals(logits[:200], label[:200]) + _totals(logits[200:], label[200:])
-    count, confidence, right = totals[:-1].view(3, BINS)
-    wanted = multiclass_calibration_error(logits.softmax(1), label, 7, n_bins=BINS)
-    assert count.sum() == 500
-    assert ((right - confidence).abs().sum() / 500).item() == pytest.approx(wanted.item(), abs=1e-6)
-    assert totals[-1] / 500 == pytest.approx(torch.nn.functional.cross_entropy(logits, label).item(), rel=1e-5)
 
 
 @pytest.mark.slow

@@ -21,14 +21,13 @@ class Pipeline(Augmentation):
     """Operations one after the other, on the device: our own and Kornia's.
 
     Kornia's are carried out faster where we know how, with Kornia's own parameters and results: neighbouring
-    geometric operations with one interpolation (see Warp), colour and erasing in fewer passes. `fuse=False` leaves
-    all to Kornia. Making one sets the process's allocator (see `imgcls.system.allocator`, also for how to leave it).
+    geometric operations with one interpolation (see Warp), colour and erasing in fewer passes. Making a pipeline sets
+    the process's allocator (see `imgcls.system.allocator`, also for how to leave it).
 
     Args:
         operations: Applied in this order. Those that only index (crop, flip) come first on uint8 images; the
             batch turns to float32 in [0, 1] before the first that computes.
         margin: Training images are loaded this much larger than the model expects, for a crop to choose from.
-        fuse: Carry Kornia's operations out faster.
         compile: Compile what gains by it, the turn of the hue; that takes seconds, on a CPU a C++ compiler, and gains
             little there. Results differ by rounding from those without, so a run is resumed with the same setting.
     """
@@ -39,12 +38,11 @@ class Pipeline(Augmentation):
         self,
         operations: Sequence[Augmentation | AugmentationBase2D | ImageSequentialBase] = (),
         margin: float = 1.0,
-        fuse: bool = True,
         compile: bool = False,
     ) -> None:
         super().__init__()
         keep_freed_memory()
-        self.operations = nn.ModuleList(fused(operations) if fuse else map(_wrapped, operations))
+        self.operations = nn.ModuleList(fused(operations))
         self.margin = margin
         if compile:
             self.compile_kernels()
@@ -136,12 +134,8 @@ def fused(operations: Sequence[Augmentation | AugmentationBase2D | ImageSequenti
         elif type(operation) is KorniaRandomErasing:
             steps.append(RandomErasing.like(operation))
         else:
-            steps.append(_wrapped(operation))
+            steps.append(operation if isinstance(operation, Augmentation) else Kornia(operation))
     return steps
-
-
-def _wrapped(operation: Augmentation | AugmentationBase2D | ImageSequentialBase) -> Augmentation:
-    return operation if isinstance(operation, Augmentation) else Kornia(operation)
 
 
 class OneOf(Augmentation):

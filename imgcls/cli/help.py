@@ -32,7 +32,8 @@ class HelpParser(LightningArgumentParser):
 
     def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:  # noqa: D102
         groups = self._action_groups
-        options, last = groups[1], [self.groups[key] for key in LAST]
+        named = self.groups or {}
+        options, last = groups[1], [named[key] for key in LAST]
         links = [group for group in groups if group.title == "Linked arguments"]
         own = [group for group in groups[2:] if group not in last + links]
         self.usage, self._action_groups = "%(prog)s [--config FILE …] [--KEY=VALUE …]", [*own, options]

@@ -215,7 +215,7 @@ class LightningVerb(LightningCLI, ABC):
         self.config_folders = config_folders(self.files)
         make_importable(self.config_folders)
         if gives(words, "-h", "--help"):
-            parser.list_options_of(words, data=ImageDataModule, model=Classifier)
+            parser.list_options_of(words, data=ImageDataModule, model=Classifier)  # type: ignore[attr-defined]
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as error:

@@ -69,7 +69,7 @@ def main(words: list[str]) -> int:
     if options.print:
         print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, jobs))
         return 0
-    print(f"{question.text}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
+    print(f"{question.question}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
     failed = run_jobs(jobs, question.metric, max(1, options.jobs))
     groups = arms_of(question, out)
     result = compare(groups, question.metric, question.baseline)

@@ -12,7 +12,7 @@ class SampleData(ImageDataModule):
     """A sample of Fashion-MNIST that comes with the package: 6,000 training and 1,000 test images, 28×28, gray.
 
     Balanced over ten classes and drawn from the official parts (Xiao, Rasul and Vollgraf, Fashion-MNIST,
-    arXiv 1708.07747, 2017; MIT licence) by `imgcls/data/make_sample.py`.
+    arXiv 1708.07747, 2017; MIT licence) by `experiments/make_sample.py`.
     """
 
     native_size, native_channels, native_mean, native_std = 28, 1, (0.286,), (0.353,)

@@ -15,6 +15,7 @@ from torch import Tensor
 from imgcls.errors import UserError
 from imgcls.images.decode import Frame
 from imgcls.images.sources import Source
+from imgcls.system.resources import free_memory
 
 SHARE = 0.25  # of the memory that is free now; the rest is for the model and for others
 
@@ -91,15 +92,7 @@ def fits(count: int, frame: Frame) -> bool:
     if multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or not hasattr(os, "fork"):
         return False
     needed = count * frame.channels * frame.crop**2
-    return needed <= SHARE * _free_memory()
-
-
-def _free_memory() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 0
+    return needed <= SHARE * free_memory()
 
 
 def _key(source: Source, index: np.ndarray, frame: Frame) -> str:

@@ -38,7 +38,7 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
     seeds = sorted({str(run.seed) for group in groups for run in group.runs})
     minutes = sum(run.metrics.get("fit/seconds") or 0 for group in groups for run in group.runs) / 60
     parts = [
-        f"## {question.text}",
+        f"## {question.question}",
         f"`python -m imgcls experiment experiments/{question.name}`: {len(groups)} arms, seeds {', '.join(seeds)}, "
         f"{minutes:.0f} minutes of training in all.",
         f"![{question.name}]({link})",

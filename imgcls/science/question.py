@@ -4,7 +4,7 @@ import math
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,8 @@ from imgcls.science.statistics import (
     holm,
 )
 
+KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a table"}
 SIDE = r"([^\s:]+)(?::(\S+))?"
-KINDS: dict[str, type | tuple[type, ...]] = {
-    "question": str,
-    "seeds": list,
-    "baseline": str,
-    "metric": str,
-    "metrics": list,
-    "options": list,
-    "claims": dict,
-    "severities": list,
-    "xlabel": str,
-    "xscale": str,
-    "fit": str,
-    "layers": str,
-}
 
 
 @dataclass(frozen=True)
@@ -44,10 +31,11 @@ class Question:
 
     Attributes:
         folder: The folder.
-        text: The question, in words.
+        question: In words.
         seeds: Seeds of every arm.
         baseline: Name of the arm that the others are compared with.
-        metrics: What is shown of each arm; the first is compared.
+        metric: What is compared.
+        metrics: What is shown of each arm; where it is given, its first is compared.
         options: Further options of every fit.
         claims: Claim in words, and as `ARM > ARM`; `ARM:METRIC` for another metric than the first.
         severities: Variations whose accuracy the figure shows by severity.
@@ -58,12 +46,13 @@ class Question:
     """
 
     folder: Path
-    text: str
-    seeds: list[int]
-    baseline: str
-    metrics: list[str]
-    options: list[str]
-    claims: dict[str, str]
+    question: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    baseline: str = ""
+    metric: str = "test/acc"
+    metrics: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    claims: dict[str, str] = field(default_factory=dict)
     severities: list[str] = field(default_factory=list)
     xlabel: str = ""
     xscale: str = "linear"
@@ -74,11 +63,6 @@ class Question:
     def name(self) -> str:
         """Name of the folder."""
         return self.folder.resolve().name
-
-    @property
-    def metric(self) -> str:
-        """What is compared."""
-        return self.metrics[0]
 
     @property
     def arms(self) -> dict[str, Path]:
@@ -137,26 +121,15 @@ def read_question(folder: Path) -> Question:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not TOML ({error})") from error
+    blank = Question(folder)
+    known = {one.name: type(getattr(blank, one.name)) for one in fields(Question) if one.name != "folder"}
     for key, value in content.items():
-        if key not in KINDS:
-            raise UserError(f"{path}: {key}: there is no such key{near(key, KINDS)}; it takes {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[key]):
-            kind = {str: "text", list: "a list", dict: "a table"}[KINDS[key]]  # type: ignore[index]
-            raise UserError(f"{path}: {key}: {value!r} is not {kind}")
-    question = Question(
-        folder,
-        content.get("question", folder.name),
-        content.get("seeds", [0, 1, 2]),
-        content.get("baseline", ""),
-        content.get("metrics", [content.get("metric", "test/acc")]),
-        content.get("options", []),
-        content.get("claims", {}),
-        content.get("severities", []),
-        content.get("xlabel", ""),
-        content.get("xscale", "linear"),
-        content.get("fit", ""),
-        content.get("layers", ""),
-    )
+        if key not in known:
+            raise UserError(f"{path}: {key}: there is no such key{near(key, known)}; it takes {', '.join(known)}")
+        if not isinstance(value, known[key]):
+            raise UserError(f"{path}: {key}: {value!r} is not {KINDS[known[key]]}")
+    metrics = content.get("metrics") or [content.get("metric", blank.metric)]
+    question = Question(folder, **{"question": folder.name, **content, "metric": metrics[0], "metrics": metrics})
     if not question.arms:
         raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
     if question.baseline not in question.arms:

@@ -3,7 +3,6 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from imgcls.errors import UserError
 from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder
+from imgcls.system.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -141,17 +141,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
+            with replacing(path) as part, open(part, "wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
         except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
             cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), error)
             reason = str(cause.strerror if isinstance(cause, OSError) else cause).splitlines()[0]
             stands = "the one before stands" if path.is_file() else "there is none yet"

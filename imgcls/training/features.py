@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.options import seed_step
 from imgcls.errors import UserError
 from imgcls.finetune.base import Features
+from imgcls.system.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,8 @@ def cached_features(trainer: Trainer, model: Any, part: Part, views: int, folder
         started = time.perf_counter()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             feature = torch.stack([_run(data, model, part, view) for view in range(1 + views)], 1)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"feature": feature}, partial)
-        os.replace(partial, path)
+        with replacing(path, shared=True) as fresh:
+            save_file({"feature": feature}, fresh)
         log.info(f"features of {len(feature)} {part} images in {time.perf_counter() - started:.1f} s: {path}")
     trainer.strategy.barrier()
     if feature is None:

@@ -1,9 +1,8 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import import_module
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -15,9 +14,30 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.errors import one_line
 from imgcls.runs.folder import RunFolder
+from imgcls.system.modules import class_named
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0  # a server that takes longer is not waited for
+
+
+def _surviving(method: Callable[..., None]) -> Any:
+    """The method of `Wandb`, on rank 0, whose first failure is a warning and later ones nothing."""
+
+    @wraps(method)
+    def attempt(self: "Wandb", *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # those of a service that is gone are of many kinds
+            if not self.lost:
+                log.warning(
+                    f"W&B: its record ends here ({one_line(error)}); training goes on, metrics.csv has every epoch, "
+                    f"and `wandb sync {self.save_dir}/wandb/*run-*` sends what there is"
+                )
+            self.lost = True
+            # W&B says goodbye to its service when Python ends, and would say at length that it is gone
+            sys.unraisablehook = _quiet_about_connections
+
+    return rank_zero_only(attempt)
 
 
 class Wandb(WandbLogger):
@@ -37,47 +57,17 @@ class Wandb(WandbLogger):
             self._wandb_init |= {"mode": "offline"}
             return super().experiment
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
-        with self._surviving():
-            super().log_metrics(metrics, step)
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        with self._surviving():
-            super().log_hyperparams(*args, **kwargs)
-
-    @rank_zero_only
-    def log_image(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        with self._surviving():
-            super().log_image(*args, **kwargs)
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:  # noqa: D102
-        with self._surviving():
-            super().finalize(status)
-
-    @rank_zero_only
-    def summarize(self, values: Mapping[str, float], kept: bool = False) -> None:
+    def _summarize(self, values: Mapping[str, float], kept: bool = False) -> None:
         """Set values of the summary; with `kept`, what is logged under their names later does not change them."""
-        with self._surviving():
-            for name in values if kept else ():  # by name: Lightning has defined *, which would win over val/*
-                self.experiment.define_metric(name, step_metric="trainer/global_step", summary="none")
-            self.experiment.summary.update(values)
+        for name in values if kept else ():  # by name: Lightning has defined *, which would win over val/*
+            self.experiment.define_metric(name, step_metric="trainer/global_step", summary="none")
+        self.experiment.summary.update(values)
 
-    @contextmanager
-    def _surviving(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # those of a service that is gone are of many kinds
-            if not self.lost:
-                log.warning(
-                    f"W&B: its record ends here ({one_line(error)}); training goes on, metrics.csv has every epoch, "
-                    f"and `wandb sync {self.save_dir}/wandb/*run-*` sends what there is"
-                )
-            self.lost = True
-            # W&B says goodbye to its service when Python ends, and would say at length that it is gone
-            sys.unraisablehook = _quiet_about_connections
+    log_metrics = _surviving(WandbLogger.log_metrics)
+    log_hyperparams = _surviving(WandbLogger.log_hyperparams)
+    log_image = _surviving(WandbLogger.log_image)
+    finalize = _surviving(WandbLogger.finalize)
+    summarize = _surviving(_summarize)
 
 
 def _quiet_about_connections(report: Any) -> None:
@@ -101,10 +91,9 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
         return []
     loggers = []
     for logger in configured if isinstance(configured, list) else [configured]:
-        module, _, name = logger.class_path.rpartition(".")
         options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
-        kind = getattr(import_module(module), name)
-        if name == "WandbLogger":
+        kind = class_named(logger.class_path)
+        if kind is WandbLogger:
             kind = Wandb
             options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
         loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))

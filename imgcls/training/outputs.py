@@ -46,18 +46,10 @@ class Outputs(Callback):
 
     on_test_epoch_start = on_validation_epoch_start
 
-    def on_validation_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:  # noqa: D102
         self.batches.append(outputs)
 
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):

@@ -86,13 +86,7 @@ class PredictionTable(Callback):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_predict_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         # one batch late: a GPU computes the next while this one is written
         before, self.before = self.before, (outputs["logits"], outputs["index"], dict(batch.get("broken", [])))

@@ -5,11 +5,11 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch import Tensor
 from torch.nn import functional as F
 
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.evaluate.scores import Scores
 from imgcls.evaluate.variation import SEVERITIES, VARIATIONS, Variation, vary
 from imgcls.pages.figures import save
 from imgcls.runs.folder import RunFolder
@@ -17,7 +17,6 @@ from imgcls.runs.record import add_summary
 from imgcls.system.files import read_json, write_json
 
 BATCH = 64  # fixed, so that the random draws do not depend on the run's own batch size
-BINS = 15
 Cells = dict[str, list[dict[str, float]]]  # of each variation, what was measured at each severity
 
 
@@ -74,7 +73,7 @@ class Robustness(Callback):
     ) -> dict[str, float]:
         """Accuracy, expected calibration error (15 bins) and mean negative log-likelihood over all processes."""
         source, index = data.parts["test"]
-        totals = torch.zeros(3 * BINS + 1, dtype=torch.float64, device=model.device)
+        scores = Scores(data.num_classes, "robust").to(model.device)
         starts = range(0, len(index), BATCH)
         with trainer.precision_plugin.forward_context():
             for batch in starts[trainer.global_rank :: trainer.world_size]:
@@ -83,24 +82,9 @@ class Robustness(Callback):
                 image = data.normalize(vary(image, variation, severity, batch)).to(model.dtype)
                 label = torch.from_numpy(source.label[chosen]).to(model.device)
                 logits = model.logits(image)
-                totals += _totals(logits, label)
-        totals = trainer.strategy.reduce(totals, reduce_op="sum")  # type: ignore[assignment]
-        (count, confidence, right), loss = totals[:-1].view(3, BINS), totals[-1]
-        images = count.sum()
-        return {
-            "acc": (right.sum() / images).item(),
-            "ece": ((right - confidence).abs().sum() / images).item(),
-            "nll": (loss / images).item(),
-        }
-
-
-def _totals(logits: Tensor, label: Tensor) -> Tensor:
-    """(3 · BINS + 1,): images, confidence and right predictions of each bin of confidence, and the loss."""
-    confidence, prediction = logits.softmax(1).max(1)
-    place = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
-    values = torch.stack((torch.ones_like(confidence), confidence, (prediction == label).to(confidence)))
-    bins = torch.zeros(3, BINS, dtype=torch.float64, device=logits.device).index_add_(1, place, values.double())
-    return torch.cat((bins.flatten(), F.cross_entropy(logits, label, reduction="sum").double()[None]))
+                scores.update(logits, label, F.cross_entropy(logits, label))
+        found = scores.collect()
+        return {name: found[f"robust/{of}"].item() for name, of in (("acc", "acc"), ("ece", "ece"), ("nll", "loss"))}
 
 
 def relative_error(cells: Cells, baseline: Cells) -> float:

@@ -1,4 +1,4 @@
-"""Draw the bundled sample from the original files: `python imgcls/data/make_sample.py FOLDER`.
+"""Draw the bundled sample from the original files: `python experiments/make_sample.py FOLDER`.
 
 FOLDER holds the four files of Fashion-MNIST as they are published, `train-images-idx3-ubyte.gz` and so on
 (Debian: package `dataset-fashion-mnist`, folder /usr/share/datasets/fashion-mnist).
@@ -21,7 +21,7 @@ def read(path: Path, header: int) -> np.ndarray:
 
 
 def main(folder: Path) -> None:
-    """Write sample.npz beside this script: images (N, 28, 28) and labels (N,), both uint8, for train and test."""
+    """Write imgcls/data/sample.npz: images (N, 28, 28) and labels (N,), both uint8, for train and test."""
     rng = np.random.default_rng(SEED)
     arrays: dict[str, np.ndarray] = {}
     for part, count in PER_CLASS.items():
@@ -32,7 +32,7 @@ def main(folder: Path) -> None:
         )
         name = {"train": "train", "t10k": "test"}[part]
         arrays |= {f"{name}_image": image[chosen], f"{name}_label": label[chosen]}
-    np.savez_compressed(Path(__file__).with_name("sample.npz"), **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(Path(__file__).parents[1] / "imgcls/data/sample.npz", **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
