@@ -126,4 +126,4 @@ def test_the_questions_here_can_be_read():
     folders = [p.parent for p in (ROOT / "experiments").rglob("question.toml")]
     assert len(folders) >= 2
     for folder in folders:
-        assert len(read_question(folder).arms) >= 2 and read_question(folder).text.endswith("?")
+        assert len(read_question(folder).arms) >= 2 and read_question(folder).question.endswith("?")

@@ -5,6 +5,8 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 NOISE = (
     ".*does not have many workers.*",  # the data module chooses their number
@@ -32,6 +34,19 @@ def set_up_messages() -> None:
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|jsonargparse).*")
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing of what is printed, nor what Lightning logs of its devices."""
+    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = lightning.level
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), redirect_stdout(nowhere):
+        lightning.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            lightning.setLevel(level)
 
 
 def finish_wandb(failed: bool) -> None:

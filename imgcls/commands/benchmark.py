@@ -1,8 +1,6 @@
 """Where the time goes, against a bare loop: --config FILE… [--json FILE]."""
 
-import contextlib
 import copy
-import os
 import resource
 import statistics
 import sys
@@ -23,6 +21,7 @@ from torch import Tensor
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.classifier import Classifier
 from imgcls.cli.lightning import LightningVerb
+from imgcls.cli.quiet import silence
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
@@ -210,7 +209,7 @@ class _Bench:
             "use_distributed_sampler": False,
             "default_root_dir": self.folder,
         }
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        with silence():
             trainer = lightning.Trainer(**options)
             trainer.fit(copy.deepcopy(self.model), datamodule=self.data)
         return clock.elapsed
