@@ -1,4 +1,4 @@
-"""The front door: `python -m imgcls VERB …`. Light verbs, and help, answer without importing torch."""
+"""The entry point, `python -m imgcls VERB …`. Light verbs, and help, answer without importing torch."""
 
 import errno
 import os

@@ -115,25 +115,25 @@ class Classifier(LightningModule):
     def _freeze(self, epoch: int) -> None:
         """Tell apart what is trained in an epoch and what is frozen, or not yet trained."""
         parameters = dict(self.backbone.named_parameters())
-        self.asleep = [parameters[name] for name, how in self.trained.items() if how.start > epoch]
-        awake = {parameters[name] for name, how in self.trained.items() if how.start <= epoch}
-        self.frozen = list(frozen_modules(self.backbone, awake, self.finetune.freeze_statistics))
+        self.frozen_parameters = [parameters[name] for name, how in self.trained.items() if how.start > epoch]
+        trainable = {parameters[name] for name, how in self.trained.items() if how.start <= epoch}
+        self.frozen = list(frozen_modules(self.backbone, trainable, self.finetune.freeze_statistics))
 
     def on_train_epoch_start(self) -> None:
         """Freeze what is not trained in this epoch."""
         self._freeze(self.trainer.current_epoch)
-        asleep = set(self.asleep)
+        frozen = set(self.frozen_parameters)
         for name, parameter in self.backbone.named_parameters():
             if name in self.trained:
                 # on several processes DDP waits for the gradient of each parameter that had one at the start
-                parameter.requires_grad_(parameter not in asleep or self.trainer.world_size > 1)
+                parameter.requires_grad_(parameter not in frozen or self.trainer.world_size > 1)
         self.train()
 
     on_train_start = on_train_epoch_start  # a run that resumes in the middle of an epoch starts there
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Without a gradient, a parameter gets no step, no weight decay and no moments."""
-        for parameter in self.asleep:
+        for parameter in self.frozen_parameters:
             parameter.grad = None
 
     def setup(self, stage: str) -> None:

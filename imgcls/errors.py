@@ -6,7 +6,7 @@ from difflib import get_close_matches
 class UserError(Exception):
     """A mistake that the user can mend.
 
-    The front door prints the text on one line of stderr, without a traceback, and exits with 2. The text
+    The command line prints the text on one line of stderr, without a traceback, and exits with 2. The text
     names the file, key or option, the value found, and the way out.
     """
 

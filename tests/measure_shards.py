@@ -35,7 +35,7 @@ class Again(Source):
         self.file = [source.encoded(k) for k in range(len(source))]
         self.verified = True
 
-    def images(self, index, frame):
+    def images(self, index, resize_crop):
         raise NotImplementedError
 
     def encoded(self, number: int) -> bytes:

@@ -306,7 +306,7 @@ def test_images_in_memory_become_files_that_the_table_gives_back(imgcls):
         for part in ("test", "train"):
             source = data.open(part)
             number = [int(Path(name).stem) for name in source.names]
-            pixels = np.concatenate([source.images([k], data.frame("val")).numpy() for k in range(200)])[:, 0]
+            pixels = np.concatenate([source.images([k], data.resize_crop("val")).numpy() for k in range(200)])[:, 0]
             assert (pixels == arrays[f"{part}_image"][number[:200]]).all()
             names = np.array(data.class_names)[source.label]
             assert len(number) >= (998 if part == "test" else 5390)

@@ -7,18 +7,18 @@ from imgcls.data.folder import FolderData
 from imgcls.errors import UserError
 from imgcls.images import cache
 from imgcls.images.cache import CachedSource
-from imgcls.images.decode import Frame, decode, decode_file
+from imgcls.images.decode import ResizeCrop, decode, decode_file
 from imgcls.images.sources import FileSource
 
-FRAME = Frame(3, 16, 16)
+FRAME = ResizeCrop(3, 16, 16)
 
 
 class Counting(FileSource):
     decoded: list[int]
 
-    def images(self, index, frame):
+    def images(self, index, resize_crop):
         self.decoded = [*getattr(self, "decoded", []), *index]
-        return super().images(index, frame)
+        return super().images(index, resize_crop)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_each_image_is_decoded_once(source, folder, tmp_path):
     assert source.decoded == [3, 8, 40]
     assert torch.equal(first, again[[2, 0]])
     assert torch.equal(again, FileSource.images(source, [8, 40, 3], FRAME))
-    other = Frame(3, 8, 8)  # what was not asked for at the start goes to the source
+    other = ResizeCrop(3, 8, 8)  # what was not asked for at the start goes to the source
     assert cached.images([3], other).shape == (1, 3, 8, 8) and cached.images([7], FRAME).shape == (1, 3, 16, 16)
 
 
@@ -46,7 +46,7 @@ def test_a_folder_serves_later_runs_and_other_frames_have_their_own(source, tmp_
     source.decoded = []
     CachedSource(source, index, FRAME, tmp_path).images([1, 2, 3], FRAME)
     assert source.decoded == [3]
-    CachedSource(source, index, Frame(3, 8, 8), tmp_path)
+    CachedSource(source, index, ResizeCrop(3, 8, 8), tmp_path)
     CachedSource(source, np.arange(5), FRAME, tmp_path)
     assert len(list(tmp_path.glob("*.images"))) == 3
 
@@ -87,12 +87,12 @@ def test_the_fast_way_for_jpegs_agrees_with_pillow(tmp_path, channels, size):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     noise.save(tmp_path / "a.jpg", quality=90, exif=_turned())
-    frame = Frame(channels, 32, 28)
+    resize_crop = ResizeCrop(channels, 32, 28)
     with Image.open(tmp_path / "a.jpg") as image:
         from PIL import ImageOps
 
-        slow = decode(ImageOps.exif_transpose(image), frame)
-    fast = decode_file(tmp_path / "a.jpg", frame)
+        slow = decode(ImageOps.exif_transpose(image), resize_crop)
+    fast = decode_file(tmp_path / "a.jpg", resize_crop)
     assert (fast.int() - slow.int()).abs().max() <= 4  # rounding of two resizes, and of luma
 
 
@@ -107,4 +107,4 @@ def test_a_cut_jpeg_is_named(tmp_path):
     content = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cut.jpg: cannot be read as an image"):
-        decode_file(tmp_path / "cut.jpg", Frame(3, 28, 28))
+        decode_file(tmp_path / "cut.jpg", ResizeCrop(3, 28, 28))

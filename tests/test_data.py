@@ -16,7 +16,7 @@ from imgcls.data.sample import SampleData
 from imgcls.data.table import TableData
 from imgcls.data.torchvision import KNOWN, TorchvisionData
 from imgcls.errors import UserError
-from imgcls.images.decode import Frame
+from imgcls.images.decode import ResizeCrop
 from imgcls.images.derived import JoinedSource
 from imgcls.images.sources import ArraySource, FileSource
 
@@ -96,7 +96,7 @@ def test_values_out_of_range_are_named(options, message):
 def test_joined_sources_keep_the_order_that_was_asked_for():
     first, second = (ArraySource(torch.full((3, 1, 4, 4), v, dtype=torch.uint8), np.arange(3), "x") for v in (1, 2))
     joined = JoinedSource(first, second)
-    assert joined.images([4, 0, 5, 1], Frame(1, 4, 4))[:, 0, 0, 0].tolist() == [2, 1, 2, 1]
+    assert joined.images([4, 0, 5, 1], ResizeCrop(1, 4, 4))[:, 0, 0, 0].tolist() == [2, 1, 2, 1]
     assert len(joined.names) == len(joined) == 6
 
 
@@ -265,7 +265,7 @@ def test_fake_data_has_disjoint_parts_and_right_labels():
     source, index = data.parts["test"]
     assert len(index) == 40 and len(data.parts["train"][1]) + len(data.parts["val"][1]) == 40
     item = torchvision.datasets.FakeData(40, (3, 12, 12), random_offset=1_000_000)[7]
-    assert np.array_equal(source.images([7], data.frame("test"))[0].permute(1, 2, 0), np.asarray(item[0]))
+    assert np.array_equal(source.images([7], data.resize_crop("test"))[0].permute(1, 2, 0), np.asarray(item[0]))
     assert source.label[7] == item[1]
 
 
@@ -289,7 +289,7 @@ def test_arrays_of_torchvision_are_held_in_memory_the_right_way_round(tmp_path, 
     data = ready(TorchvisionData(name="CIFAR10", root=str(tmp_path)), "test")
     source, _ = data.parts["test"]
     assert isinstance(source, ArraySource) and source.in_memory
-    assert np.array_equal(source.images([3], data.frame("test"))[0].numpy().ravel(), pixels[53])
+    assert np.array_equal(source.images([3], data.resize_crop("test"))[0].numpy().ravel(), pixels[53])
     assert data.class_names == list("abcdefghij")
 
 
@@ -337,7 +337,7 @@ def test_emnist_letters_count_from_zero(tmp_path):
 
 def test_file_sources_read_what_is_asked(photos):
     source = FileSource(photos, ["red fox/00.png", "blue bird/01.png"], np.array([0, 1]))
-    images = source.images([1, 0], Frame(3, 8, 8))
+    images = source.images([1, 0], ResizeCrop(3, 8, 8))
     assert images[0, 2].float().mean() > 180 and images[1, 0].float().mean() > 180
 
 

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from imgcls.errors import UserError
-from imgcls.images.decode import Frame, decode, decode_file, frame_batch
+from imgcls.images.decode import ResizeCrop, decode, decode_file, resize_crop_batch
 
-RGB8 = Frame(3, 8, 8)
+RGB8 = ResizeCrop(3, 8, 8)
 
 
 def pixel(image):
@@ -15,7 +15,7 @@ def pixel(image):
 
 def test_an_image_of_the_right_size_is_untouched():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    image = decode(Image.fromarray(pixels), Frame(3, 10, 8))
+    image = decode(Image.fromarray(pixels), ResizeCrop(3, 10, 8))
     assert image.dtype == torch.uint8 and image.shape == (3, 8, 8)
     assert np.array_equal(image.permute(1, 2, 0), pixels)
 
@@ -23,25 +23,25 @@ def test_an_image_of_the_right_size_is_untouched():
 def test_the_shorter_side_is_resized_and_the_centre_kept():
     pixels = np.zeros((20, 60, 3), np.uint8)
     pixels[:, 20:40] = 255
-    assert (decode(Image.fromarray(pixels), Frame(3, 20, 20)) == 255).all()
+    assert (decode(Image.fromarray(pixels), ResizeCrop(3, 20, 20)) == 255).all()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 10), (10, 2000), (7, 9)])
 def test_any_shape_comes_out_square(size):
-    assert decode(Image.new("RGB", size), Frame(3, 37, 32)).shape == (3, 32, 32)
+    assert decode(Image.new("RGB", size), ResizeCrop(3, 37, 32)).shape == (3, 32, 32)
 
 
-def test_arrays_are_framed_as_files_are():
+def test_arrays_are_resized_and_cropped_as_files_are():
     pixels = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8)
-    frame = Frame(3, 24, 20)
-    one = decode(Image.fromarray(pixels.permute(1, 2, 0).numpy()), frame)
-    assert (frame_batch(pixels[None], frame)[0].int() - one.int()).abs().max() <= 2
+    resize_crop = ResizeCrop(3, 24, 20)
+    one = decode(Image.fromarray(pixels.permute(1, 2, 0).numpy()), resize_crop)
+    assert (resize_crop_batch(pixels[None], resize_crop)[0].int() - one.int()).abs().max() <= 2
 
 
 def test_gray_and_rgb_convert_both_ways():
     assert pixel(decode(Image.new("L", (8, 8), 77), RGB8)) == [77, 77, 77]
-    assert pixel(decode(Image.new("RGB", (8, 8), (10, 10, 10)), Frame(1, 8, 8))) == [10]
-    assert frame_batch(torch.full((2, 1, 8, 8), 9, dtype=torch.uint8), RGB8).shape == (2, 3, 8, 8)
+    assert pixel(decode(Image.new("RGB", (8, 8), (10, 10, 10)), ResizeCrop(1, 8, 8))) == [10]
+    assert resize_crop_batch(torch.full((2, 1, 8, 8), 9, dtype=torch.uint8), RGB8).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("mode", ["P", "RGBA", "LA"])
@@ -80,10 +80,10 @@ def test_scaled_jpeg_decoding_stays_close_to_full_decoding(tmp_path):
     x = np.linspace(0, 255, 512)
     pixels = np.stack([np.tile(x, (512, 1)), np.tile(x[:, None], (1, 512)), np.full((512, 512), 99.0)], -1)
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "large.jpg", quality=95)
-    frame = Frame(3, 64, 64)
+    resize_crop = ResizeCrop(3, 64, 64)
     with Image.open(tmp_path / "large.jpg") as image:
-        full = decode(image.convert("RGB"), frame)
-    assert (decode_file(tmp_path / "large.jpg", frame).int() - full.int()).abs().float().mean() < 2
+        full = decode(image.convert("RGB"), resize_crop)
+    assert (decode_file(tmp_path / "large.jpg", resize_crop).int() - full.int()).abs().float().mean() < 2
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\xff\xd8\xff\xe0 cut off"])

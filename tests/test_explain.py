@@ -107,7 +107,7 @@ def test_the_classes_that_are_shown(imgcls):
     source, index = data.parts["val"]
     pictures, titles = class_maps(loaded.model, data, source, index[:10], torch.device("cpu"))
     assert pictures.shape == (30, 3, 28, 28) and pictures.dtype == torch.uint8 and len(titles) == 30
-    logits = loaded.model(data.normalize(source.images(index[:10].tolist(), data.frame("val"))))
+    logits = loaded.model(data.normalize(source.images(index[:10].tolist(), data.resize_crop("val"))))
     _, hotter = class_maps(loaded.model, data, source, index[:10], torch.device("cpu"), scaled_by=2.0)
     for k, order in enumerate(logits.argsort(1, descending=True).tolist()):
         label = source.label[index[k]]
@@ -116,7 +116,7 @@ def test_the_classes_that_are_shown(imgcls):
             assert titles[3 * k + picture].split("\n")[1].rpartition(" ")[0] == data.class_names[number]
         assert titles[3 * k].endswith(f"is {data.class_names[label]}")
         assert hotter[3 * k + 1].endswith(f" {(logits[k] / 2).softmax(0).max():.2f}")
-        assert (pictures[3 * k] == source.images([index[k]], data.frame("val"))[0]).all()
+        assert (pictures[3 * k] == source.images([index[k]], data.resize_crop("val"))[0]).all()
 
 
 def test_a_map_that_is_nothing_leaves_the_image():

@@ -16,14 +16,14 @@ from torch import nn
 
 from imgcls.classifier import Classifier
 from imgcls.deploy import formats
-from imgcls.deploy.graph import Exported, Framing
+from imgcls.deploy.graph import Exported, ResizeCropInGraph
 from imgcls.finetune.base import FineTune
 from imgcls.finetune.full import Full
 from imgcls.finetune.l2_sp import L2SP
 from imgcls.finetune.logistic_probe import LogisticProbe
 from imgcls.finetune.lora import LoRA
 from imgcls.finetune.neighbours import Neighbours
-from imgcls.images.decode import Frame, decode, frame_batch
+from imgcls.images.decode import ResizeCrop, decode, resize_crop_batch
 from imgcls.models.cnn import CNN
 from imgcls.models.resnet import ResNet
 from imgcls.models.timm import TimmBackbone
@@ -50,14 +50,14 @@ def photo(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> Image.Imag
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("resize, crop", [(32, 32), (37, 32), (224, 196)])
 def test_framing_gives_the_pixels_of_pillow_and_torchvision(resize, crop, interpolation):
-    frame = Frame(3, resize, crop, interpolation)
-    framing = Framing(frame)
+    resize_crop = ResizeCrop(3, resize, crop, interpolation)
+    framing = ResizeCropInGraph(resize_crop)
     for size in [*SIZES, (crop, crop), (2 * resize, 2 * resize), (crop, crop + 1), (640, 480)]:
         image = photo(size, seed=sum(size))
-        pixels = decode(image, replace(frame, crop=0))
+        pixels = decode(image, replace(resize_crop, crop=0))
         assert pixels.shape == (3, size[1], size[0])
         found = framing(pixels[None])
-        pillow, torchvision = decode(image, frame).float(), frame_batch(pixels[None], frame).float()
+        pillow, torchvision = decode(image, resize_crop).float(), resize_crop_batch(pixels[None], resize_crop).float()
         # the two differ among themselves: the weights of one have 22 bits, those of the other 15
         for theirs in (pillow, torchvision):
             assert (found - theirs).abs().max() <= 2, size
@@ -68,11 +68,14 @@ def test_framing_gives_the_pixels_of_pillow_and_torchvision(resize, crop, interp
 
 
 def test_sizes_are_rounded_as_in_training():
-    frame = Frame(1, 10, 8, "bilinear")  # shorter sides of 4, 20 and 40 px give halves, which round to even
+    resize_crop = ResizeCrop(1, 10, 8, "bilinear")  # shorter sides of 4, 20 and 40 px give halves, which round to even
     for width in range(4, 90, 2):
         for height in range(4, 90, 7):
             image = torch.randint(0, 256, (1, 1, height, width), dtype=torch.uint8)
-            assert (Framing(frame)(image) - frame_batch(image, frame)).abs().max() <= 2, (width, height)
+            assert (ResizeCropInGraph(resize_crop)(image) - resize_crop_batch(image, resize_crop)).abs().max() <= 2, (
+                width,
+                height,
+            )
 
 
 # ---- models ----
@@ -122,20 +125,20 @@ def trained(backbone, finetune: FineTune, image: torch.Tensor, flip: bool) -> Cl
 
 
 CASES = {
-    "cnn": (cnn, Full, 1, False, Frame(1, 32, 32)),
-    "cnn, neighbours": (cnn, Neighbours, 3, False, Frame(3, 32, 32)),
-    "resnet, L2-SP, flip": (resnet, L2SP, 3, True, Frame(3, 37, 32)),
-    "vit, LoRA": (vit, lambda: LoRA(rank=4), 3, False, Frame(3, 36, 32, "bicubic")),
-    "efficientnet, probe, gray": (efficientnet, LogisticProbe, 1, False, Frame(1, 36, 32, "bicubic")),
+    "cnn": (cnn, Full, 1, False, ResizeCrop(1, 32, 32)),
+    "cnn, neighbours": (cnn, Neighbours, 3, False, ResizeCrop(3, 32, 32)),
+    "resnet, L2-SP, flip": (resnet, L2SP, 3, True, ResizeCrop(3, 37, 32)),
+    "vit, LoRA": (vit, lambda: LoRA(rank=4), 3, False, ResizeCrop(3, 36, 32, "bicubic")),
+    "efficientnet, probe, gray": (efficientnet, LogisticProbe, 1, False, ResizeCrop(1, 36, 32, "bicubic")),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_exported_graphs_give_the_probabilities_of_the_run(case):
-    backbone, finetune, channels, flip, frame = CASES[case]
+    backbone, finetune, channels, flip, resize_crop = CASES[case]
     mean, std = [0.4] * channels, [0.3] * channels
     images = [photo(size, k, MODES[k % len(MODES)]) for k, size in enumerate(SIZES)]
-    framed = torch.stack([decode(image, frame) for image in images])
+    framed = torch.stack([decode(image, resize_crop) for image in images])
     model = trained(backbone, finetune(), (framed / 255 - 0.4) / 0.3, flip)
 
     def run(framed: torch.Tensor) -> np.ndarray:
@@ -146,10 +149,10 @@ def test_exported_graphs_give_the_probabilities_of_the_run(case):
     expected = run(framed)
     assert np.ptp(expected, 0).max() > 0.1 and len(set(expected.argmax(1))) > 1  # the images matter
     batch = torch.randint(0, 256, (5, channels, 50, 41), dtype=torch.uint8)
-    expected_of_batch = run(frame_batch(batch, frame))
+    expected_of_batch = run(resize_crop_batch(batch, resize_crop))
 
     model.finetune.merge(model.backbone)
-    exported = Exported(model, frame, mean, std, 1.7).eval()
+    exported = Exported(model, resize_crop, mean, std, 1.7).eval()
     proto = formats.to_onnx(exported, channels)
     content = formats.torch_export_bytes(exported, channels, {})
     written = formats.onnx_bytes(proto, {"key": "välue"})
@@ -161,7 +164,7 @@ def test_exported_graphs_give_the_probabilities_of_the_run(case):
         assert np.abs(runner(framed[:1].numpy()) - expected[:1]).max() < 1e-5
         assert np.abs(runner(batch.numpy()) - expected_of_batch).max() < 1e-2
         for image, probability in zip(images, expected, strict=True):
-            pixels = decode(image, replace(frame, crop=0))
+            pixels = decode(image, replace(resize_crop, crop=0))
             assert np.abs(runner(pixels[None].numpy())[0] - probability).max() < 1e-2
     assert [d.dim_param or d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim] == [
         "batch",

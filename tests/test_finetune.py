@@ -336,7 +336,7 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
     data = SampleData()
     teacher.load(data.class_names, torch.device("cpu"))
     data.setup("fit")
-    image = data.parts["train"][0].images([1, 2, 3], data.frame("val"))
+    image = data.parts["train"][0].images([1, 2, 3], data.resize_crop("val"))
     other = SampleData(mean=[0.9], std=[0.1])
     expected = teacher.loaded.model(data.normalize(image))
     torch.testing.assert_close(

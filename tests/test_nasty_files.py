@@ -119,7 +119,7 @@ def test_odd_images_load_as_they_are_meant(tmp_path, cache):
     data = folder(tmp_path / "data", cache=cache)
     source, index = data.parts["train"]
     assert len(index) == len(ODD) and len(data.caches.made) == (cache == "memory")
-    images = source.images(index.tolist(), data.frame("train"))
+    images = source.images(index.tolist(), data.resize_crop("train"))
     for number, image in zip(index, images, strict=True):
         expected = ODD[data.open("train").paths[number].removeprefix("odd/")]
         assert np.abs(image[:, 1, 1].numpy().astype(int) - expected).max() <= 3, source.names[number]

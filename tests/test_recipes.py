@@ -96,8 +96,8 @@ def test_optimiser_and_rates_at_chosen_steps(path, built, monkeypatch):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_sizes_and_batches(path, built):
     data, (train, test, resized) = built(path.stem).datamodule, SIZES[path.stem]
-    assert data.frame("train").crop == train
-    assert data.frame("val").crop == test and abs(data.frame("val").resize - resized) <= 1
+    assert data.resize_crop("train").crop == train
+    assert data.resize_crop("val").crop == test and abs(data.resize_crop("val").resize - resized) <= 1
     assert data.repeats == {"resnet50_torchvision_v2": 4, "resnet50_rsb_a2": 3}.get(path.stem, 1)
 
 

@@ -16,7 +16,7 @@ def clothes():
     data = SampleData()
     data.setup("test")
     source, index = data.parts["test"]
-    return source.images(index[:12].tolist(), data.frame("test"))
+    return source.images(index[:12].tolist(), data.resize_crop("test"))
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=lambda v: v.__name__)

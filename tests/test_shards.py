@@ -32,7 +32,7 @@ from imgcls.data.sampling import EvalBatches, TrainBatches, mixed_blocks
 from imgcls.data.shards import ShardData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
-from imgcls.images.decode import BrokenImage, Frame
+from imgcls.images.decode import BrokenImage, ResizeCrop
 from imgcls.images.sources import Blocks, FileSource, Source
 from imgcls.training.trainer import Trainer
 
@@ -40,8 +40,8 @@ from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights
 
 PARTS = ("train", "val", "test")
-WHOLE = Frame(3, 1 << 16, 0)
-FRAMES = (Frame(3, 24, 16), Frame(1, 32, 32, "bicubic"), WHOLE)
+WHOLE = ResizeCrop(3, 1 << 16, 0)
+RESIZE_CROPS = (ResizeCrop(3, 24, 16), ResizeCrop(1, 32, 32, "bicubic"), WHOLE)
 
 
 def packed(data, out="pack", shard_mb=0.02, size=None):
@@ -76,9 +76,9 @@ def mixed(tmp_path) -> Path:
     return root
 
 
-def by_name(data, part, frame):
+def by_name(data, part, resize_crop):
     source, index = data.parts[part]
-    images = [source.images([int(i)], frame)[0] for i in index]
+    images = [source.images([int(i)], resize_crop)[0] for i in index]
     return {source.names[i]: (int(source.label[i]), image) for i, image in zip(index, images, strict=True)}
 
 
@@ -101,8 +101,8 @@ def test_every_image_comes_back_with_its_name_label_part_and_pixels(mixed, numbe
     assert after.class_names == before.class_names and after.fingerprint == before.fingerprint
     for part in PARTS:
         # Pillow resizes files and torch arrays, which differ in the last bit: an array is compared in its own size
-        for frame in FRAMES if number < 3 else (Frame(1, 28, 28), Frame(3, 28, 28)):
-            old, new = by_name(before, part, frame), by_name(after, part, frame)
+        for resize_crop in RESIZE_CROPS if number < 3 else (ResizeCrop(1, 28, 28), ResizeCrop(3, 28, 28)):
+            old, new = by_name(before, part, resize_crop), by_name(after, part, resize_crop)
             assert old.keys() == new.keys() and len(old) > 3
             for name, (label, image) in old.items():
                 assert label == new[name][0] and torch.equal(image, new[name][1]), name
@@ -134,13 +134,13 @@ def test_files_keep_their_bytes_and_other_programs_read_them(mixed):
     source = opened(ShardData(root="pack")).parts["train"][0]
     source.images([3], WHOLE)
     elsewhere = pickle.loads(pickle.dumps(source))  # as for a worker that is not forked
-    assert torch.equal(elsewhere.images([3, 9], FRAMES[0]), source.images([3, 9], FRAMES[0]))
+    assert torch.equal(elsewhere.images([3, 9], RESIZE_CROPS[0]), source.images([3, 9], RESIZE_CROPS[0]))
 
 
 def test_what_is_no_file_and_of_an_unknown_kind_becomes_png(tmp_path):
     class Noise(Source):
-        def images(self, index, frame):
-            return torch.stack([torch.full((frame.channels, 5, 4), 10 * i, dtype=torch.uint8) for i in index])
+        def images(self, index, resize_crop):
+            return torch.stack([torch.full((resize_crop.channels, 5, 4), 10 * i, dtype=torch.uint8) for i in index])
 
     content = Noise(np.zeros(3), ["a", "b", "c"]).encoded(2)
     image = Image.open(io.BytesIO(content))
@@ -354,7 +354,7 @@ def test_a_pack_is_read_from_a_url_and_each_shard_comes_once(served):
     assert len(shards) == len(set(shards)) == len(list(Path("pack").glob("train-*.tar")))
     before = len(asked)
     again = opened(ShardData(root=url, download_to="kept"))
-    by_name(again, "train", FRAMES[0])
+    by_name(again, "train", RESIZE_CROPS[0])
     assert asked[before:] == ["pack.json"]
 
 
@@ -391,7 +391,7 @@ def test_downloads_keep_to_their_room(mixed):
     before = set(threading.enumerate())
     source, index = far.parts["train"]
     for batch in TrainBatches(len(index), 4, 0, blocks=source.blocks(index)):
-        assert torch.equal(source.images(batch, FRAMES[0]), near.parts["train"][0].images(batch, FRAMES[0]))
+        assert torch.equal(source.images(batch, RESIZE_CROPS[0]), near.parts["train"][0].images(batch, RESIZE_CROPS[0]))
         assert room("kept") <= limit + 2 * largest  # what comes ahead and what is needed at once may come together
     for thread in set(threading.enumerate()) - before:
         thread.join()
@@ -445,7 +445,7 @@ def test_broken_images_are_all_named_before_anything_is_written_or_left_out(mixe
     assert json.loads(Path("pack/pack.json").read_text())["skipped"] == 3
     assert [row["name"] for row in rows("pack/skipped.csv")] == broken
     data = opened(ShardData(root="pack"))
-    names = {name for part in PARTS for name in by_name(data, part, FRAMES[0])}
+    names = {name for part in PARTS for name in by_name(data, part, RESIZE_CROPS[0])}
     assert names.isdisjoint(broken) and len(names) == 60 + 22 + 4 - 3
 
 
@@ -524,4 +524,4 @@ def test_a_damaged_pack_is_named(mixed):
     damaged("test-000000.tar", lambda path: path.write_bytes(bytes(path.stat().st_size)))
     source, index = opened(ShardData(root="pack")).parts["test"]
     with pytest.raises(BrokenImage, match=r"pack/test-000000.tar: test/.*cannot be read as an image"):
-        source.images(index.tolist(), FRAMES[0])
+        source.images(index.tolist(), RESIZE_CROPS[0])

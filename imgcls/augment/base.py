@@ -10,9 +10,9 @@ Change = Callable[[Tensor, slice], Tensor]
 
 
 class Augmentation(nn.Module, ABC):
-    """Changes a training batch on its device, every image by a draw of its own.
+    """Changes a training batch on its device, each image with random parameters of its own.
 
-    A new augmentation is one class in one file. It draws its parameters with torch's global generator, which
+    A new augmentation is one class in one file. It samples its parameters with torch's global generator, which
     the data module seeds before each step from (seed, epoch, step, rank).
 
     Attributes:
@@ -54,14 +54,14 @@ class Augmentation(nn.Module, ABC):
 
 
 class ByImage(Augmentation):
-    """Changes each image by itself: what is random is drawn for the whole batch, which may then come in parts.
+    """Changes each image by itself: random parameters are sampled for the whole batch, which may then come in parts.
 
     On a CPU, a part that stays in the processor's cache goes through several operations one after the other.
     """
 
     @abstractmethod
-    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:
-        """Draw for a batch of that shape, (B, C, H, W).
+    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:
+        """Sample parameters for a batch of that shape, (B, C, H, W).
 
         Returns:
             What changes its images, and the shape of the batch after it.
@@ -69,7 +69,7 @@ class ByImage(Augmentation):
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32 in [0, 1], or uint8 where `on_uint8` is set; labels are left alone."""
-        change, _ = self.draw(image.shape)
+        change, _ = self.sample(image.shape)
         return change(image.clone(), slice(None)), label
 
 

@@ -152,7 +152,7 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 class ColorJitter(ByImage):
     """Kornia's ColorJitter, parameters and results, several times as fast; gray images take their share of it.
 
-    The four steps come in an order drawn for each batch; each image draws its own factors. An argument m is a range:
+    The four steps come in one random order for each batch; each image has factors of its own. An argument m is a range:
     factors from 1 - m to 1 + m, hue from -m to m (in turns of the colour wheel).
 
     Args:
@@ -186,7 +186,7 @@ class ColorJitter(ByImage):
         # measured on a CPU, where the other steps, of few passes over memory, lose by it
         self.turn = torch.compile(turn_hue_, dynamic=True)
 
-    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
         chosen = (params["batch_prob"].reshape(-1) > 0.5).nonzero()[:, 0]
         order: Sequence[int] = self.kornia._fixed_order or params["order"].tolist()  # type: ignore[assignment]
@@ -197,13 +197,13 @@ class ColorJitter(ByImage):
 
         def change(image: Tensor, here: slice) -> Tensor:
             first, _, _ = here.indices(shape[0])
-            drawn = slice(bisect_left(numbers, first), bisect_left(numbers, first + len(image)))
-            values = [factor[drawn] for factor in factors]
+            sampled = slice(bisect_left(numbers, first), bisect_left(numbers, first + len(image)))
+            values = [factor[sampled] for factor in factors]
             if len(values[0]) == len(image):
                 return self.jitter(image, order, values)
             if len(values[0]) == 0:
                 return image
-            place = (chosen[drawn] - first).to(image.device)
+            place = (chosen[sampled] - first).to(image.device)
             return image.index_copy_(0, place, self.jitter(image.index_select(0, place), order, values))
 
         return change, shape

@@ -64,7 +64,7 @@ class RandomHorizontalFlip(Augmentation):
 class RandomResizedCrop(Augmentation):
     """A random area of each image, resized with antialiasing to the model's size.
 
-    The box is drawn as Kornia's RandomResizedCrop draws it, by its own generator. The resize is that of torchvision
+    The box is sampled as Kornia's RandomResizedCrop does, by its own generator. The resize is that of torchvision
     (bilinear, antialiased), on uint8 while the batch is uint8, as no arithmetic has been done yet.
 
     Args:

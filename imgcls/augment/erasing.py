@@ -32,7 +32,7 @@ class RandomErasing(ByImage):
         own.kornia = operation
         return own
 
-    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
         boxes = torch.stack([params[k].double() for k in ("xs", "ys", "widths", "heights")], 1).long().tolist()
         chosen, values = (params["batch_prob"].reshape(-1) > 0.5).tolist(), params["values"].tolist()

@@ -6,7 +6,7 @@ from torch import Tensor
 from imgcls.augment.base import Augmentation, soft
 
 
-def draw_lam(alpha: float, p: float, count: int) -> Tensor:
+def sample_lam(alpha: float, p: float, count: int) -> Tensor:
     """Share of its own image that each sample keeps: Beta(alpha, alpha) with probability p, else 1; (B,)."""
     lam = torch.distributions.Beta(alpha, alpha).sample((count,))
     return torch.where(torch.rand(count) < p, lam, torch.ones(count))
@@ -15,7 +15,7 @@ def draw_lam(alpha: float, p: float, count: int) -> Tensor:
 class MixUp(Augmentation):
     """Convex combinations of pairs of images and labels (Zhang et al., mixup, ICLR 2018, section 2).
 
-    Every image draws its own lambda, where the paper draws one per batch.
+    Each image has a lambda of its own, where the paper samples one per batch.
 
     Args:
         alpha: Parameter of Beta(alpha, alpha).
@@ -28,7 +28,7 @@ class MixUp(Augmentation):
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
-        lam = draw_lam(self.alpha, self.p, len(image)).to(image)
+        lam = sample_lam(self.alpha, self.p, len(image)).to(image)
         partner = torch.randperm(len(image)).to(image.device)
         return self.mix(image, label, lam, partner)
 
@@ -43,7 +43,7 @@ class MixUp(Augmentation):
 class CutMix(Augmentation):
     """A box of each image is replaced by another's, labels by area (Yun et al., CutMix, ICCV 2019, eq. 1, 2).
 
-    Every image draws its own box, where the paper draws one per batch. The label follows the area that was
+    Each image has a box of its own, where the paper samples one per batch. The label follows the area that was
     replaced, after the box was clipped to the image.
 
     Args:
@@ -58,7 +58,7 @@ class CutMix(Augmentation):
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
         count, _, height, width = image.shape
-        lam = draw_lam(self.alpha, self.p, count)
+        lam = sample_lam(self.alpha, self.p, count)
         partner = torch.randperm(count).to(image.device)
         edges = []
         for side in (height, width):

@@ -28,7 +28,7 @@ class Pipeline(Augmentation):
         operations: Applied in this order. Those that only index (crop, flip) come first on uint8 images; the
             batch turns to float32 in [0, 1] before the first that computes.
         margin: Training images are loaded this much larger than the model expects, for a crop to choose from.
-        compile: Compile what gains by it, the turn of the hue; that takes seconds, on a CPU a C++ compiler, and gains
+        compile: Compile what gains by it, the rotation of hue; that takes seconds, on a CPU a C++ compiler, and gains
             little there. Results differ by rounding from those without, so a run is resumed with the same setting.
     """
 
@@ -81,10 +81,10 @@ class Pipeline(Augmentation):
 def in_parts(
     image: Tensor, operations: Sequence[ByImage], normalize: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Images (B, C, H, W), uint8 or float32, after operations that are drawn for all of them, and normalisation."""
+    """Images (B, C, H, W), uint8 or float32, after operations, sampled once for all of them, and normalisation."""
     shape, changes = image.shape, []
     for operation in operations:
-        change, shape = operation.draw(shape)
+        change, shape = operation.sample(shape)
         changes.append(change)
     computes = not all(operation.on_uint8 for operation in operations)
     size = max(1, PART // (4 * image[:1].numel())) if image.device.type == "cpu" else len(image)
@@ -139,7 +139,7 @@ def fused(operations: Sequence[Augmentation | AugmentationBase2D | ImageSequenti
 
 
 class OneOf(Augmentation):
-    """Each image takes one of several operations, drawn evenly; images that drew the same go together."""
+    """Each image takes one of several operations, with equal probability; images with the same one go together."""
 
     def __init__(self, operations: Sequence[Augmentation]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Policies that draw an operation and its strength for every image (Kornia's and torchvision's: for every batch).
+"""Policies that sample an operation and its strength for each image (Kornia's and torchvision's: for each batch).
 
 Shapes: B batch. Images that drew the same operation go through it together, and all geometric ones through one warp.
 """
@@ -22,7 +22,7 @@ from imgcls.augment.color import (
 )
 from imgcls.augment.warp import about, warp
 
-# operations of a value per image (B,), which may be in place; the units are given where the value is drawn
+# operations of a value per image (B,), which may be in place; the units are given where the value is sampled
 VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": adjust_brightness_,
     "color": adjust_saturation_,
@@ -113,7 +113,7 @@ class Policy(Augmentation):
         return value_B
 
     def change(self, image: Tensor, choice_B: Tensor, share_B: Tensor) -> Tensor:
-        """Carry out each image's operation, of which -1 is none, with a sign drawn here."""
+        """Carry out each image's operation, of which -1 is none, with a random sign."""
         sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
         return apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names)
 
@@ -153,7 +153,7 @@ class RandAugment(Policy):
     """Several operations for each image, all of about one strength (Cubuk et al., RandAugment, NeurIPS 2020).
 
     In the variant of timm's `rand-mM-mstdS-incI`, by which most recipes since DeiT are written: each operation
-    takes effect with probability 1/2, its strength is drawn from a normal distribution about `magnitude`, and all
+    takes effect with probability 1/2, its strength is sampled from a normal distribution about `magnitude`, and all
     grow with it. Geometric operations are interpolated bilinearly, with black borders.
 
     Args:

@@ -66,7 +66,7 @@ def sample(image: Tensor, column_BW2: Tensor, row_BH2: Tensor) -> Tensor:
 class Warp(ByImage):
     """Several of Kornia's geometric operations with one interpolation.
 
-    Each draws its parameters with its own generator. Where Kornia would interpolate after each operation, and lose
+    Each samples its parameters with its own generator. Where Kornia would interpolate after each operation, and lose
     what leaves the frame on the way, the composed matrix does so once; a single operation gives what Kornia gives.
     Images that are only mirrored, or left alone, are not interpolated.
 
@@ -90,7 +90,7 @@ class Warp(ByImage):
         black = flags.get("padding_mode", SamplePadding.ZEROS) == SamplePadding.ZEROS
         return isinstance(operation, FLIPS) or (black and flags["resample"] == Resample.BILINEAR)
 
-    def draw(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         source_B23, moved_B, mirrored_B2, size = self.matrices(shape)
         all_moved = bool(moved_B.all()) or size != tuple(shape[-2:])
         mirrored_B2 &= ~moved_B[:, None]
@@ -114,7 +114,7 @@ class Warp(ByImage):
         return change, torch.Size((*shape[:2], *size))
 
     def matrices(self, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-        """Draw for a batch of that shape, (B, C, H, W); all on the CPU.
+        """Sample parameters for a batch of that shape, (B, C, H, W); all on the CPU.
 
         Returns:
             The matrix from pixel of the result to pixel of the image (B, 2, 3) float64; which images are more than

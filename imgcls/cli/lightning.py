@@ -169,7 +169,7 @@ class LightningVerb(LightningCLI, ABC):
         return run.read_config()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Errors are raised, for the front door to explain; an option added later must not change what a script means.
+        """Errors are raised, for `main` to explain; an option added later must not change what a script means.
 
         The latter is why options cannot be abbreviated.
         """

@@ -94,7 +94,7 @@ def explain(
     data.prepare_data()
     data.setup("fit")
     source, index = _own_images(data)
-    image = source.images(index[:IMAGES].tolist(), data.frame("val"))
+    image = source.images(index[:IMAGES].tolist(), data.resize_crop("val"))
     model.eval().requires_grad_(False).to(device)
     names = list(dict.fromkeys(last_module(stage) for stage in model.backbone.stages()))
     names = [names[round(k * (len(names) - 1) / (LAYERS - 1))] for k in range(LAYERS)] if len(names) > LAYERS else names
@@ -115,10 +115,10 @@ def explain(
 
 
 def _files(data: ImageDataModule, images: str) -> Source:
-    """Images without labels, framed as the run's are."""
-    frame = {k: getattr(data, k) for k in PREPARATION}
+    """Images without labels, prepared as the run's are."""
+    prepared = {k: getattr(data, k) for k in PREPARATION}
     try:
-        files = FilesData(data.class_names, root=images, **frame).open("test")
+        files = FilesData(data.class_names, root=images, **prepared).open("test")
     except UserError as error:
         raise UserError(str(error).replace("--data.root", "--images")) from error
     assert files is not None  # it has found some
@@ -163,7 +163,7 @@ def class_maps(
 
     Args:
         model: The model.
-        data: How its images are framed and normalised.
+        data: How its images are resized, cropped and normalised.
         source: Where the images are.
         index: Which of them, (N,).
         device: Where it is computed.
@@ -177,7 +177,7 @@ def class_maps(
     names = data.class_names
     for first in range(0, len(index), 8):  # the gradient keeps all that a pass computes
         chosen = index[first : first + 8]
-        image = source.images(chosen.tolist(), data.frame("val"))
+        image = source.images(chosen.tolist(), data.resize_crop("val"))
         pixels = data.normalize(image).to(device)
         with torch.no_grad():
             probability = (model(pixels).float() / scaled_by).softmax(1).cpu()

@@ -50,8 +50,8 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
     data.setup("fit")
     source, index = data.parts["train"]
     chosen = np.random.default_rng(data.seed).choice(index, min(count, len(index)), replace=False)
-    original = source.images(chosen.tolist(), data.frame("val"))
-    loaded = source.images(chosen.tolist(), data.frame("train"))
+    original = source.images(chosen.tolist(), data.resize_crop("val"))
+    loaded = source.images(chosen.tolist(), data.resize_crop("train"))
     label = torch.from_numpy(source.label[chosen])
     rows, titles = [original], [data.class_names[k] for k in label.tolist()]
     for version in range(VERSIONS):

@@ -17,7 +17,7 @@ from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
-from imgcls.images.decode import Frame, Interpolation
+from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.images.sources import Batch, Part, Source
 from imgcls.system.resources import cores
@@ -57,7 +57,7 @@ class ImageDataModule(LightningDataModule, ABC):
         label_noise: Share of the training images that get another class, for studies of annotation errors.
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
-        sampling: `shuffle` takes each image once an epoch; `balanced` draws classes evenly, with replacement.
+        sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch.
         on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
@@ -165,7 +165,7 @@ class ImageDataModule(LightningDataModule, ABC):
             )
 
     def _check_images(self, *wanted: Part) -> None:
-        parts = {part: (*self.parts[part], self.frame(part)) for part in wanted if part not in self.checked}
+        parts = {part: (*self.parts[part], self.resize_crop(part)) for part in wanted if part not in self.checked}
         processes, listing, trainer = Processes(), None, self.trainer
         if trainer is not None:
             size = max(1, trainer.world_size // trainer.num_nodes)
@@ -207,11 +207,11 @@ class ImageDataModule(LightningDataModule, ABC):
             raise UserError(f"data: {self.root or type(self).__name__} has no {part} images")
         return source
 
-    def frame(self, part: Part) -> Frame:
+    def resize_crop(self, part: Part) -> ResizeCrop:
         """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
         margin = self.augment.margin if self.augment is not None and part == "train" else 1.0
         crop = round((self.train_size if part == "train" else self.image_size) * margin)
-        return Frame(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
+        return ResizeCrop(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
 
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""
@@ -242,7 +242,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def ordered_batches(self, part: Part, augmented: bool) -> DataLoader:
         """Each image of a part once, all in this process, loaded as for evaluation or as for augmentation."""
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size)
-        return self._loader(part, batches, self.frame("train" if augmented else "val"))
+        return self._loader(part, batches, self.resize_crop("train" if augmented else "val"))
 
     def use_features(self, part: Part, feature: Tensor) -> None:
         """From now on, loaders yield features in place of a part's images.
@@ -259,13 +259,15 @@ class ImageDataModule(LightningDataModule, ABC):
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
         return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 
-    def _loader(self, part: Part, batches: Sampler, frame: Frame | None = None, go_on: bool = False) -> DataLoader:
+    def _loader(
+        self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
+    ) -> DataLoader:
         source, index = self.parts[part]
         spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
         workers = spare if self.num_workers is None else self.num_workers
-        frame = frame or self.frame(part)
+        resize_crop = resize_crop or self.resize_crop(part)
         return Loader(
-            BatchDataset(self.caches.cached(source, index, frame), index, frame, go_on),
+            BatchDataset(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on),
             sampler=batches,
             batch_size=None,
             num_workers=workers,
@@ -289,8 +291,8 @@ class ImageDataModule(LightningDataModule, ABC):
         assert trainer is not None
         image, label, dtype = batch["image"], batch["label"], trainer.lightning_module.dtype
         if trainer.training:
-            # One seed a step: every rank draws its own numbers (after seed_everything all would draw the
-            # same), and a resumed run draws what the uninterrupted one would have, dropout included.
+            # One seed a step: each rank has random numbers of its own (after seed_everything all would have the
+            # same), and a resumed run has those of the uninterrupted one, dropout included.
             step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             seed_step(self.step_seed(trainer.current_epoch, step, trainer.global_rank), image.device)
         if image.ndim == 3:  # cached features (B, 1 + views, F), see use_features

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imgcls.errors import UserError
-from imgcls.images.decode import BrokenImage, Frame, stack
+from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 
 
@@ -18,13 +18,13 @@ class BatchDataset(Dataset):
     Args:
         source: Where the images are.
         index: Which of them, (N,).
-        frame: How they are framed.
+        resize_crop: How they are resized and cropped.
         go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
             list of (number, reason); else the batch is the error.
     """
 
-    def __init__(self, source: Source, index: np.ndarray, frame: Frame, go_on: bool = False) -> None:
-        self.source, self.index, self.frame, self.go_on = source, index, frame, go_on
+    def __init__(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False) -> None:
+        self.source, self.index, self.resize_crop, self.go_on = source, index, resize_crop, go_on
 
     def __len__(self) -> int:
         return len(self.index)
@@ -33,7 +33,7 @@ class BatchDataset(Dataset):
         index = self.index[positions]
         broken: list[tuple[int, str]] = []
         try:
-            image = self.source.inputs(index.tolist(), self.frame)
+            image = self.source.inputs(index.tolist(), self.resize_crop)
         except UserError as error:  # raised in the main process, see on_before_batch_transfer
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
@@ -47,10 +47,12 @@ class BatchDataset(Dataset):
 
     def _image(self, number: int, broken: list[tuple[int, str]]) -> Tensor:
         try:
-            return self.source.images([number], self.frame)[0]
+            return self.source.images([number], self.resize_crop)[0]
         except BrokenImage as error:
             broken.append((number, error.reason))
-            return torch.zeros(self.frame.channels, self.frame.crop, self.frame.crop, dtype=torch.uint8)
+            return torch.zeros(
+                self.resize_crop.channels, self.resize_crop.crop, self.resize_crop.crop, dtype=torch.uint8
+            )
 
 
 class Loader(DataLoader):

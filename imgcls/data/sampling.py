@@ -10,7 +10,7 @@ from imgcls.images.sources import Blocks
 
 
 def balanced(label: np.ndarray) -> np.ndarray:
-    """Chance of each image by which all classes are drawn alike, for labels (N,)."""
+    """Probability of each image with which all classes are sampled alike, for labels (N,)."""
     probability = 1.0 / np.bincount(label)[label]
     return probability / probability.sum()
 
@@ -68,7 +68,7 @@ class TrainBatches(Sampler[list[int]]):
         seed: The run's seed.
         rank: This process among `world_size`.
         world_size: Number of processes; they share each epoch's order without overlap.
-        probability: Chance (N,) of each image per draw, with replacement; None shuffles all images.
+        probability: Probability (N,) of each image, sampled with replacement; None shuffles all images.
         repeats: Times that each image follows itself, shared by the processes; the epoch stays as long.
         blocks: Where reading together matters: images are shuffled by blocks, unless `probability` or `repeats` is
             given or there are no more blocks than the window has.

@@ -5,11 +5,11 @@ The format: WebDataset's tar files, uncompressed, and beside them an index of wh
 73,000 in random order; single files 31,000; Parquet 98,000 in order, but 4,000 and 1,700 in random order with row
 groups of 16 and 64 images, all of which are read for one; WebDataset's own reader, which knows no random order,
 8,000. With decoding (1,350 images/s) they differ by less than the machine's noise, except for Parquet in random
-order. The index gives what streaming readers give up, an image by its number: so the house's own splits, order,
+order. The index gives what streaming readers give up, an image by its number: so our own splits, order,
 evaluation without repeats and exact resume hold here too. Nothing new is installed, and `tar` reads a pack. LitData's
 chunks, which only LitData reads, were not measured.
 
-Memory: the index is mapped and its pages are given back shard by shard, an epoch's order is drawn as it is needed,
+Memory: the index is mapped and its pages are given back shard by shard, an epoch's order is sampled as it is needed,
 and shards are read by the piece. The main process of a fit took 913 MB at most with 2,000 images, 915 with 200,000
 and 922 with a million (`tests/measure_shards.py` measures the loaders alone, workers included).
 
@@ -24,7 +24,7 @@ The index has 32 GB and the names 42 GB on each machine's disk; a start reads th
 order stays flat, and resuming at the end of an epoch takes 14 s on each of 8 processes (measured: 0.11 s for a
 million). What breaks, first things first: packing, one process after all images were decoded once, 18 days on one
 core (pack on many machines and join their indices); 8.6 bytes an image are 9 GB in each process (ranges in place of
-lists of numbers); a validation part that is carved in training, or classes drawn evenly, hold 16 to 24 bytes an image
+lists of numbers); a validation part that is carved in training, or `balanced` sampling, hold 16 to 24 bytes an image
 and sort them for half an hour (`pack` carves, so that training need not).
 """
 
@@ -45,7 +45,7 @@ class ShardData(ImageDataModule):
     """A pack that `python -m imgcls pack` wrote: images of any source in tar files, in a folder or at a URL.
 
     An epoch reads shard after shard and mixes the images of `window` of them, see `mixed_blocks`; a pack with no more
-    than that is shuffled as any other source. Classes drawn evenly, and `repeats`, read any shard at any time. Training
+    than that is shuffled as any other source. `balanced` sampling, and `repeats`, read any shard at any time. Training
     images were put into the pack in random order. Whatever the order, it follows from (seed, epoch): processes share it
     without overlap, and a resumed run goes on within it.
 

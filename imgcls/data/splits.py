@@ -86,7 +86,7 @@ def split(
 
 
 def mislabel(label: np.ndarray, index: np.ndarray, share: float, num_classes: int, seed: int) -> np.ndarray:
-    """Labels (N,) of which a share of those at `index` is replaced by another class, drawn evenly from all others.
+    """Labels (N,) of which a share of those at `index` is replaced by another class, sampled evenly from all others.
 
     Images that are wrong at a smaller share are wrong in the same way at a larger one.
     """

@@ -16,7 +16,7 @@ from imgcls.data.options import refuse_other_data
 from imgcls.deploy import formats
 from imgcls.deploy.graph import Exported
 from imgcls.errors import UserError
-from imgcls.images.decode import Frame
+from imgcls.images.decode import ResizeCrop
 from imgcls.images.sources import Source
 from imgcls.pages.card import describe, write_card
 from imgcls.runs.folder import RunFolder
@@ -55,22 +55,22 @@ def export(
     """
     model: Any = load_run(run.path).model
     data, part = _open(run, images, "validate" if int8_tolerance is None else "fit")
-    source, frame = data.parts[part][0], data.frame(part)
+    source, resize_crop = data.parts[part][0], data.resize_crop(part)
     scaled_by = temperature(run)
     chosen = _spread(data.parts[part][1], count)
-    normalized = data.normalize(source.images(chosen, frame)).split(BATCH)
+    normalized = data.normalize(source.images(chosen, resize_crop)).split(BATCH)
     with torch.no_grad():
         logits = torch.cat([model.logits(i) for i in normalized])
     expected = (logits / scaled_by).softmax(1).numpy()
     model.finetune.merge(model.backbone)
-    about = describe(run, scaled_by, frame.resize)
+    about = describe(run, scaled_by, resize_crop.resize)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)
         for value in state.values():
             value.zero_()
         model.load_state_dict(load(content))
-    graph, cost = Exported(model, frame, data.mean, data.std, scaled_by).eval(), dict[str, Any]()
+    graph, cost = Exported(model, resize_crop, data.mean, data.std, scaled_by).eval(), dict[str, Any]()
     runner = formats.run_torch(graph)
     if kind == "torch_export":
         content = formats.torch_export_bytes(graph, data.channels, about)
@@ -79,7 +79,7 @@ def export(
         proto = formats.to_onnx(graph, data.channels)
         content = formats.onnx_bytes(proto, about)
         runner = formats.run_onnx(content)
-    check, where = _compare(runner, source, chosen, frame, expected), images or "the validation part"
+    check, where = _compare(runner, source, chosen, resize_crop, expected), images or "the validation part"
     largest = f"{check['largest']:.1e} as they are, {check['largest_in_size']:.1e} in the model's size"
     print(f"against the run, on {len(chosen)} images of {where}: largest difference of a probability {largest}; "
           f"top-1 differs in {check['top1']}")  # fmt: skip
@@ -96,7 +96,7 @@ def export(
             )
         about["int8"] = json.dumps({k: round(v, 4) for k, v in cost.items()})
         content = formats.onnx_bytes(proto, about)
-        check = _compare(formats.run_onnx(content), source, chosen, frame, expected)
+        check = _compare(formats.run_onnx(content), source, chosen, resize_crop, expected)
     check |= {"images": len(chosen), "source": where, "bytes": len(content)}
     write_atomic(out, content)
     write_atomic(card, write_card(run, kind, out.name, about, check, cost))
@@ -104,12 +104,12 @@ def export(
 
 
 def _compare(
-    runner: formats.Runner, source: Source, chosen: list[int], frame: Frame, expected: np.ndarray
+    runner: formats.Runner, source: Source, chosen: list[int], resize_crop: ResizeCrop, expected: np.ndarray
 ) -> dict[str, Any]:
-    """How far a file is from the probabilities (N, K), given images as decoded, one by one, and framed, in batches."""
-    whole = (source.images([number], replace(frame, crop=0)) for number in chosen)
+    """How far a file is from the probabilities (N, K), given images as decoded, one by one, and resized, in batches."""
+    whole = (source.images([number], replace(resize_crop, crop=0)) for number in chosen)
     as_they_are = np.concatenate([runner(image.numpy()) for image in whole])
-    in_size = np.concatenate([runner(image.numpy()) for image in source.images(chosen, frame).split(BATCH)])
+    in_size = np.concatenate([runner(image.numpy()) for image in source.images(chosen, resize_crop).split(BATCH)])
     largest, largest_in_size = (float(np.abs(p - expected).max()) for p in (as_they_are, in_size))
     top1 = int((as_they_are.argmax(1) != expected.argmax(1)).sum())
     return {"largest": largest, "largest_in_size": largest_in_size, "top1": top1}
@@ -129,11 +129,11 @@ def _quantize(data: ImageDataModule, proto: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _batches(data: ImageDataModule, part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Framed images (B, C, S, S) and label (B,), spread over a part."""
+    """Resized and cropped images (B, C, S, S) and label (B,), spread over a part."""
     source, index = data.parts[part]
     chosen = _spread(index, count)
     for numbers in (chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)):
-        yield source.images(numbers, data.frame("val")).numpy(), source.label[numbers]
+        yield source.images(numbers, data.resize_crop("val")).numpy(), source.label[numbers]
 
 
 def _spread(index: np.ndarray, count: int) -> list[int]:

@@ -4,43 +4,43 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.classifier import Classifier
-from imgcls.images.decode import Frame
+from imgcls.images.decode import ResizeCrop
 
 
-class Framing(nn.Module):
-    """Resize and central crop as `Frame` says, of images whose size is known only when the graph runs.
+class ResizeCropInGraph(nn.Module):
+    """Resize and central crop as `ResizeCrop` says, of images whose size is known only when the graph runs.
 
     Antialiased interpolation is linear and separable, so it is two matrix products, one along each axis, with weights
     that are computed in the graph. After each product pixels are rounded to whole grey levels, as Pillow's and
     torchvision's kernels for uint8 do: the result is theirs, but for single levels where rounding is close.
 
     Args:
-        frame: How images are framed.
+        resize_crop: How images are resized and cropped.
     """
 
-    def __init__(self, frame: Frame) -> None:
+    def __init__(self, resize_crop: ResizeCrop) -> None:
         super().__init__()
-        self.frame = frame
+        self.resize_crop = resize_crop
 
     def forward(self, image: Tensor) -> Tensor:
         """Float grey levels 0..255 (B, C, crop, crop) of uint8 images (B, C, H, W)."""
-        frame, lengths = self.frame, image.shape[-2:]
+        resize_crop, lengths = self.resize_crop, image.shape[-2:]
         size = torch.stack([torch.full((), n, dtype=torch.float64, device=image.device) for n in lengths])
         # a number divided by a tensor would be taken for its reciprocal times the number, which rounds otherwise
-        resized = (size * (torch.full_like(size, frame.resize) / size.min())).round().clamp(min=frame.crop)
-        resized = torch.where((size == frame.crop).all(), size, resized)  # it has the final size already
+        resized = (size * (torch.full_like(size, resize_crop.resize) / size.min())).round().clamp(min=resize_crop.crop)
+        resized = torch.where((size == resize_crop.crop).all(), size, resized)  # it has the final size already
         rows, columns = (self._weights(n, size[k], resized[k]) for k, n in enumerate(lengths))
         return _whole(rows @ _whole(image.float() @ columns.T))
 
     def _weights(self, length: int, size: Tensor, resized: Tensor) -> Tensor:
         """Weight of each of the image's pixels along an axis for each pixel that the crop keeps, (crop, length)."""
         step = size / resized
-        first = ((resized - self.frame.crop) / 2).floor()
-        kept = torch.arange(self.frame.crop, dtype=torch.float64, device=size.device)
+        first = ((resized - self.resize_crop.crop) / 2).floor()
+        kept = torch.arange(self.resize_crop.crop, dtype=torch.float64, device=size.device)
         given = torch.arange(length, dtype=torch.float64, device=size.device)
         # in units of the filter, which widens with the step when the image shrinks
         distance = (given + 0.5 - (kept[:, None] + first + 0.5) * step).abs() / step.clamp(min=1)
-        if self.frame.interpolation == "bilinear":
+        if self.resize_crop.interpolation == "bilinear":
             weight = (1 - distance).clamp(min=0)
         else:  # Keys, Cubic convolution interpolation, IEEE Trans. ASSP 1981, with a = -1/2
             near = (1.5 * distance - 2.5) * distance.square() + 1
@@ -59,15 +59,17 @@ class Exported(nn.Module):
 
     Args:
         model: The classifier, merged; it serves no other purpose after that.
-        frame: How images are framed.
+        resize_crop: How images are resized and cropped.
         mean: Per channel, in 0..1.
         std: Per channel, in 0..1.
         temperature: Divides the logits.
     """
 
-    def __init__(self, model: Classifier, frame: Frame, mean: list[float], std: list[float], temperature: float):
+    def __init__(
+        self, model: Classifier, resize_crop: ResizeCrop, mean: list[float], std: list[float], temperature: float
+    ):
         super().__init__()
-        self.framing, self.backbone, self.head = Framing(frame), model.backbone, model.head
+        self.resize_crop, self.backbone, self.head = ResizeCropInGraph(resize_crop), model.backbone, model.head
         for name, buffer in list(self.head.named_buffers(recurse=False)):
             if buffer.ndim == 0:  # a number such as the neighbours' k: to the graph it would be data
                 delattr(self.head, name)
@@ -79,7 +81,7 @@ class Exported(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Probabilities (B, K) of uint8 images (B, C, H, W)."""
-        image = self.framing(image) * self.scale - self.shift
+        image = self.resize_crop(image) * self.scale - self.shift
         if not self.flip:
             return (self.head(self.backbone(image)) / self.temperature).softmax(1)
         logits = self.head(self.backbone(torch.cat((image, image.flip(-1)))))

@@ -1,7 +1,7 @@
 """Test images under another size, orientation, lighting or background, and with common corruptions.
 
 Each variation is a function of float32 images (B, C, H, W) in 0..1, a severity from 1 to 5 and a generator on the CPU,
-to images of the same shape and range. What is random is drawn for each image.
+to images of the same shape and range. Random parameters are sampled for each image.
 
 The four first are the ways in which photos of one thing differ. The strengths of noise, contrast and JPEG are those of
 Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations (ICLR 2019),
@@ -58,8 +58,8 @@ def background(image: Tensor, severity: int, generator: torch.Generator) -> Tens
 def noise(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Gaussian noise of each pixel, deviation 0.08 to 0.38."""
     deviation = (0.08, 0.12, 0.18, 0.26, 0.38)[severity - 1]
-    drawn = torch.randn(image.shape, generator=generator).to(image.device)
-    return (image + deviation * drawn).clamp(0, 1)
+    noise = torch.randn(image.shape, generator=generator).to(image.device)
+    return (image + deviation * noise).clamp(0, 1)
 
 
 def blur(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -83,7 +83,7 @@ def rain(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     length = max(2, round(height / 12))
     slant = max(1, round(width / 40))
     rainy = RandomRain((drops, drops), (length, length), (-slant, slant), p=1.0)
-    with torch.random.fork_rng(devices=[]):  # Kornia draws from torch's own generator
+    with torch.random.fork_rng(devices=[]):  # Kornia samples from torch's own generator
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return _in_color(image, rainy)
 
@@ -112,7 +112,7 @@ def vary(image: Tensor, variation: Variation, severity: int, batch: int) -> Tens
         image: (B, C, H, W) uint8.
         variation: One of VARIATIONS, or another function of that kind.
         severity: 1 to 5.
-        batch: Number of the batch; the random draws depend on it alone, so that severities differ in nothing else.
+        batch: Number of the batch; random parameters depend on it alone, so that severities differ in nothing else.
 
     Returns:
         (B, C, H, W) float32 in 0..1.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from imgcls.errors import UserError
-from imgcls.images.decode import Frame
+from imgcls.images.decode import ResizeCrop
 from imgcls.images.sources import Source
 from imgcls.system.resources import free_memory
 
@@ -24,38 +24,38 @@ class CachedSource(Source):
     """A source whose images are decoded when they are first asked for, and then read from one block of uint8.
 
     The block is shared by all processes that load for this one, and filled by whichever comes first. In a folder, it
-    is shared by all processes of the machine and by later runs with the same images and frame.
+    is shared by all processes of the machine and by later runs with the same images and resize_crop.
 
     Args:
         source: Where images come from.
         index: Which of its images are asked for, (N,).
-        frame: How they are framed; other frames go to the source.
+        resize_crop: How they are resized and cropped; other frames go to the source.
         folder: Folder of caches; None keeps the block in memory.
     """
 
-    def __init__(self, source: Source, index: np.ndarray, frame: Frame, folder: Path | None) -> None:
+    def __init__(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, folder: Path | None) -> None:
         super().__init__(source.label, source.names)
-        self.source, self.frame = source, frame
+        self.source, self.resize_crop = source, resize_crop
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
-        shape = (len(index), frame.crop, frame.crop, frame.channels)
+        shape = (len(index), resize_crop.crop, resize_crop.crop, resize_crop.channels)
         size = int(np.prod(shape))
         # the last bytes say of each image whether it is there: set after its pixels were written
         block = (
             mmap.mmap(-1, size + len(index))
             if folder is None
-            else _open(folder, _key(source, index, frame), size, len(index))
+            else _open(folder, _key(source, index, resize_crop), size, len(index))
         )
         content = np.frombuffer(block, dtype=np.uint8)
         self.image, self.there = content[:size].reshape(shape), content[size:]
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         rows: np.ndarray = self.row[list(index)]
-        if frame != self.frame or (rows < 0).any():
-            return self.source.images(index, frame)
+        if resize_crop != self.resize_crop or (rows < 0).any():
+            return self.source.images(index, resize_crop)
         missing = np.flatnonzero(self.there[rows] == 0)
         if len(missing):
-            decoded = self.source.images([index[k] for k in missing.tolist()], frame)
+            decoded = self.source.images([index[k] for k in missing.tolist()], resize_crop)
             self.image[rows[missing]] = decoded.permute(0, 2, 3, 1).numpy()
             self.there[rows[missing]] = 1
         return torch.from_numpy(self.image[rows]).permute(0, 3, 1, 2)
@@ -75,28 +75,28 @@ class Caches:
         self.where = where
         self.made: list[CachedSource] = []
 
-    def cached(self, source: Source, index: np.ndarray, frame: Frame) -> Source:
-        """The source with a cache for the images of that index and frame, where one is wanted and has room."""
+    def cached(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop) -> Source:
+        """The source with a cache for the images of that index and resize_crop, where one is wanted and has room."""
         for made in self.made:
-            if made.source is source and made.frame == frame and (made.row[index] >= 0).all():
+            if made.source is source and made.resize_crop == resize_crop and (made.row[index] >= 0).all():
                 return made
-        if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), frame)):
+        if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), resize_crop)):
             return source
         folder = None if self.where == "memory" else Path(self.where).expanduser()
-        self.made.append(CachedSource(source, index, frame, folder))
+        self.made.append(CachedSource(source, index, resize_crop, folder))
         return self.made[-1]
 
 
-def fits(count: int, frame: Frame) -> bool:
-    """Whether so many framed images may be kept in memory, for processes that are forked from this one."""
+def fits(count: int, resize_crop: ResizeCrop) -> bool:
+    """Whether so many images may be kept in memory, for processes that are forked from this one."""
     if multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or not hasattr(os, "fork"):
         return False
-    needed = count * frame.channels * frame.crop**2
+    needed = count * resize_crop.channels * resize_crop.crop**2
     return needed <= SHARE * free_memory()
 
 
-def _key(source: Source, index: np.ndarray, frame: Frame) -> str:
-    text = f"NHWC {source.fingerprint()} {frame} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
+def _key(source: Source, index: np.ndarray, resize_crop: ResizeCrop) -> str:
+    text = f"NHWC {source.fingerprint()} {resize_crop} {hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

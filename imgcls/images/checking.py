@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
-from imgcls.images.decode import BrokenImage, Frame
+from imgcls.images.decode import BrokenImage, ResizeCrop
 from imgcls.images.sources import Part, Source
 from imgcls.system.files import replacing, write_table
 from imgcls.system.resources import cores, user_cache
@@ -20,7 +20,7 @@ from imgcls.system.resources import cores, user_cache
 log = logging.getLogger(__name__)
 
 OnError = Literal["raise", "skip"]
-Parts = Mapping[Part, tuple[Source, np.ndarray, Frame]]
+Parts = Mapping[Part, tuple[Source, np.ndarray, ResizeCrop]]
 LISTED = 20  # names in a message; a file holds all
 FEW = 256  # images for which no processes are started
 
@@ -68,7 +68,7 @@ def check_images(
     one breaks or is mended.
 
     Args:
-        parts: Source of each part, the numbers of its images in the source, (M,) int64, and how they are framed.
+        parts: Source of each part, the numbers of its images in the source, (M,) int64, and how they are resized.
         caches: The data module's.
         on_error: What to do about images that cannot be read.
         num_workers: Processes that read; None: one per core.
@@ -120,7 +120,7 @@ def _broken(parts: Parts, caches: Caches, num_workers: int | None, processes: Pr
     workers = max(1, cores() // processes.local_size) if num_workers is None else num_workers
     known, fresh = _known(), []
     found: dict[Part, dict[int, str]] = {part: {} for part in parts}
-    for part, (source, index, frame) in parts.items():
+    for part, (source, index, resize_crop) in parts.items():
         if source.in_memory or source.verified:
             continue
         stamps = source.stamps()
@@ -128,7 +128,7 @@ def _broken(parts: Parts, caches: Caches, num_workers: int | None, processes: Pr
         mine = new[processes.rank :: processes.world_size].tolist()
         if len(mine) > FEW:
             log.info(f"{part}: checking that {len(new)} images can be read, once")
-        loader = each_once(_Check(caches.cached(source, index, frame), frame), mine, workers)
+        loader = each_once(_Check(caches.cached(source, index, resize_crop), resize_crop), mine, workers)
         shares: list[Any] = [{number: reason for batch in loader for number, reason in batch}]
         if processes.world_size > 1:
             mine_only, shares = shares[0], [None] * processes.world_size
@@ -159,12 +159,12 @@ def _as_it_is(found: Any) -> Any:
 class _Check(Dataset):
     """Numbers of images in, the broken ones among them and why out."""
 
-    def __init__(self, source: Source, frame: Frame) -> None:
-        self.source, self.frame = source, frame
+    def __init__(self, source: Source, resize_crop: ResizeCrop) -> None:
+        self.source, self.resize_crop = source, resize_crop
 
     def __getitem__(self, numbers: list[int]) -> list[tuple[int, str]]:
         try:
-            self.source.images(numbers, self.frame)
+            self.source.images(numbers, self.resize_crop)
             return []
         except BrokenImage as error:
             if len(numbers) == 1:

@@ -23,7 +23,7 @@ LARGE = 1024  # pixels of the shorter side
 
 
 @dataclass(frozen=True)
-class Frame:
+class ResizeCrop:
     """How every image of a batch comes to one shape: (channels, crop, crop), in pixels.
 
     The shorter side is resized to `resize`, then the central square of side `crop` is kept. Upsampling and
@@ -58,7 +58,7 @@ class BrokenImage(UserError):
 
 @dataclass(frozen=True)
 class Original:
-    """An image as it is stored, unframed.
+    """An image as it is stored, not resized.
 
     Attributes:
         size: Width and height in pixels, upright.
@@ -72,26 +72,26 @@ class Original:
     image: Image.Image
 
 
-def decode_file(path: Path, frame: Frame) -> Tensor:
-    """Read an image file as a uint8 tensor (C, H, W), upright by its EXIF tag, framed.
+def decode_file(path: Path, resize_crop: ResizeCrop) -> Tensor:
+    """Read an image file as a uint8 tensor (C, H, W), upright by its EXIF tag, resized and cropped.
 
     Raises:
         BrokenImage: The file cannot be read as an image.
     """
     with _read(path) as content:
-        return decode_bytes(content, frame)
+        return decode_bytes(content, resize_crop)
 
 
-def decode_bytes(content: bytes, frame: Frame) -> Tensor:
+def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     """The same for what an image file holds; raises whatever a parser of damaged content raises."""
     with _opened(content) as image:
-        if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * frame.resize:
+        if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * resize_crop.resize:
             with suppress(RuntimeError):  # what it does not read, Pillow may
-                return _decode_jpeg(content, frame)
+                return _decode_jpeg(content, resize_crop)
         if image.format == "JPEG":
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
-            image.draft(None, (frame.resize, frame.resize))  # type: ignore[attr-defined]
-        return decode(ImageOps.exif_transpose(image), frame)
+            image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
+        return decode(ImageOps.exif_transpose(image), resize_crop)
 
 
 def original_file(path: Path) -> Original:
@@ -166,37 +166,39 @@ def _reason(path: Path, error: Exception) -> str:
     return reason_of(error)
 
 
-def _decode_jpeg(content: bytes, frame: Frame) -> Tensor:
+def _decode_jpeg(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     """A JPEG too small to be scaled while it is decoded: torchvision's decoder and resize are twice as fast."""
-    mode = ImageReadMode.GRAY if frame.channels == 1 else ImageReadMode.RGB
+    mode = ImageReadMode.GRAY if resize_crop.channels == 1 else ImageReadMode.RGB
     encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return frame_batch(decode_jpeg(encoded, mode, apply_exif_orientation=True)[None], frame)[0]
+    return resize_crop_batch(decode_jpeg(encoded, mode, apply_exif_orientation=True)[None], resize_crop)[0]
 
 
-def decode(image: Image.Image, frame: Frame) -> Tensor:
-    """Convert a PIL image of any mode to a uint8 tensor (C, H, W), framed. Transparency goes over white."""
-    image = to_channels(image, frame.channels)
+def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
+    """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white."""
+    image = to_channels(image, resize_crop.channels)
     width, height = image.size
-    if frame.crop and (height, width) != (frame.crop, frame.crop):
-        size = _resized(width, height, frame)
+    if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
+        size = _resized(width, height, resize_crop)
         if size != image.size:
-            resample = Image.Resampling.BICUBIC if frame.interpolation == "bicubic" else Image.Resampling.BILINEAR
+            resample = Image.Resampling.BICUBIC if resize_crop.interpolation == "bicubic" else Image.Resampling.BILINEAR
             image = image.resize(size, resample)
-        left, top = (image.width - frame.crop) // 2, (image.height - frame.crop) // 2
-        image = image.crop((left, top, left + frame.crop, top + frame.crop))
+        left, top = (image.width - resize_crop.crop) // 2, (image.height - resize_crop.crop) // 2
+        image = image.crop((left, top, left + resize_crop.crop, top + resize_crop.crop))
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def frame_batch(image: Tensor, frame: Frame) -> Tensor:
-    """The same framing for uint8 images of one shape that are already decoded, (B, C, H, W)."""
-    if image.shape[1] != frame.channels:
-        image = tv.rgb_to_grayscale(image) if frame.channels == 1 else image.expand(-1, frame.channels, -1, -1)
-    if frame.crop and image.shape[-2:] != (frame.crop, frame.crop):
-        width, height = _resized(image.shape[-1], image.shape[-2], frame)
-        image = tv.resize(image, [height, width], tv.InterpolationMode(frame.interpolation), antialias=True)
-        top, left = (height - frame.crop) // 2, (width - frame.crop) // 2
-        image = image[:, :, top : top + frame.crop, left : left + frame.crop]
+def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
+    """The same for uint8 images of one shape that are already decoded, (B, C, H, W)."""
+    if image.shape[1] != resize_crop.channels:
+        image = (
+            tv.rgb_to_grayscale(image) if resize_crop.channels == 1 else image.expand(-1, resize_crop.channels, -1, -1)
+        )
+    if resize_crop.crop and image.shape[-2:] != (resize_crop.crop, resize_crop.crop):
+        width, height = _resized(image.shape[-1], image.shape[-2], resize_crop)
+        image = tv.resize(image, [height, width], tv.InterpolationMode(resize_crop.interpolation), antialias=True)
+        top, left = (height - resize_crop.crop) // 2, (width - resize_crop.crop) // 2
+        image = image[:, :, top : top + resize_crop.crop, left : left + resize_crop.crop]
     return image
 
 
@@ -205,9 +207,9 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
-def _resized(width: int, height: int, frame: Frame) -> tuple[int, int]:
-    scale = frame.resize / min(width, height)
-    return max(frame.crop, round(width * scale)), max(frame.crop, round(height * scale))
+def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int]:
+    scale = resize_crop.resize / min(width, height)
+    return max(resize_crop.crop, round(width * scale)), max(resize_crop.crop, round(height * scale))
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgcls.images.decode import Frame, Original
+from imgcls.images.decode import Original, ResizeCrop
 from imgcls.images.sources import Source
 
 
@@ -22,11 +22,13 @@ class JoinedSource(Source):
         shared = [name for name in first.columns if name in second.columns]
         self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         number = np.asarray(index)
         in_second = number >= len(self.first)
-        parts = [self.first.images(number[~in_second].tolist(), frame)] if not in_second.all() else []
-        parts += [self.second.images((number[in_second] - len(self.first)).tolist(), frame)] if in_second.any() else []
+        parts = [self.first.images(number[~in_second].tolist(), resize_crop)] if not in_second.all() else []
+        parts += (
+            [self.second.images((number[in_second] - len(self.first)).tolist(), resize_crop)] if in_second.any() else []
+        )
         joined = torch.cat(parts)
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
 
@@ -74,12 +76,12 @@ class FeatureSource(Source):
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
 
-    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:
         """Features (B, V, F)."""
         return self.feature[torch.from_numpy(self.row[list(index)])]
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return self.source.images(index, frame)
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return self.source.images(index, resize_crop)
 
     def original(self, number: int) -> Original:  # noqa: D102
         return self.source.original(number)

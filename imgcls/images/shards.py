@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from imgcls.errors import UserError
-from imgcls.images.decode import Frame, decode_bytes, stack
+from imgcls.images.decode import ResizeCrop, decode_bytes, stack
 from imgcls.images.shard_files import ShardFiles
 from imgcls.images.sources import Blocks, Part, Source
 
@@ -48,13 +48,13 @@ class ShardSource(Source):
         for number, (_, size) in enumerate(self.shards):
             files.check(shard_name(part, number), size)
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return stack([self._image(number, frame) for number in index])
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return stack([self._image(number, resize_crop) for number in index])
 
-    def _image(self, number: int, frame: Frame) -> Tensor:
+    def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
         content = self.encoded(number)
         with self._reading(number):
-            return decode_bytes(content, frame)
+            return decode_bytes(content, resize_crop)
 
     def describe(self, number: int) -> str:  # noqa: D102
         return f"{self.files.place}/{shard_name(self.part, self._shard(number))}: {self.names[number]}"

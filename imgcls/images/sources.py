@@ -20,16 +20,16 @@ from torch import Tensor
 from imgcls.errors import printable
 from imgcls.images.decode import (
     BrokenImage,
-    Frame,
     Original,
+    ResizeCrop,
     decode,
     decode_file,
     encode_png,
-    frame_batch,
     original,
     original_bytes,
     original_file,
     reason_of,
+    resize_crop_batch,
     stack,
 )
 
@@ -77,7 +77,7 @@ class Source(ABC):
         return len(self.label)
 
     @abstractmethod
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:
         """Images number `index` (B,) as one uint8 tensor (B, C, H, W).
 
         Raises:
@@ -86,7 +86,7 @@ class Source(ABC):
 
     def encoded(self, number: int) -> bytes:
         """An image as a file holds it, unchanged if it comes from one, else as PNG."""
-        pixels = self.images([number], Frame(3, 1 << 16, 0))[0]
+        pixels = self.images([number], ResizeCrop(3, 1 << 16, 0))[0]
         return encode_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     def blocks(self, index: np.ndarray) -> Blocks | None:
@@ -130,9 +130,9 @@ class Source(ABC):
         """Name of an image, with where it was named if that is elsewhere."""
         return self.names[number]
 
-    def inputs(self, index: Sequence[int], frame: Frame) -> Tensor:
+    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:
         """What a batch holds of them: the images, unless something computed from them takes their place."""
-        return self.images(index, frame)
+        return self.images(index, resize_crop)
 
     def fingerprint(self) -> str:
         """Hash of labels and names; the same on every machine that has the same data."""
@@ -151,8 +151,8 @@ class ArraySource(Source):
         super().__init__(label, NumberedNames(part, len(image)))
         self.image = image
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return frame_batch(self.image[torch.as_tensor(index)], frame).contiguous()
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return resize_crop_batch(self.image[torch.as_tensor(index)], resize_crop).contiguous()
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return encode_png(self._picture(number))
@@ -194,8 +194,8 @@ class FileSource(Source):
         sizes = "\n".join(map(str, self.sizes[:, 0].tolist()))
         return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return stack([decode_file(self.root / self.paths[i], frame) for i in index])
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return stack([decode_file(self.root / self.paths[i], resize_crop) for i in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return (self.root / self.paths[number]).read_bytes()
@@ -238,8 +238,8 @@ class ItemSource(Source):
         super().__init__(label, NumberedNames(part, len(label)))
         self.items = items
 
-    def images(self, index: Sequence[int], frame: Frame) -> Tensor:  # noqa: D102
-        return stack([self._image(int(i), frame) for i in index])
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return stack([self._image(int(i), resize_crop) for i in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return encode_png(self.items[number][0])
@@ -253,9 +253,9 @@ class ItemSource(Source):
         with self._reading(number):
             return original(self.items[number][0])
 
-    def _image(self, number: int, frame: Frame) -> Tensor:
+    def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
         with self._reading(number):
-            return decode(self.items[number][0], frame)
+            return decode(self.items[number][0], resize_crop)
 
 
 class NumberedNames(Sequence[str]):

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
 from imgcls.errors import UserError, one_line, user_error
-from imgcls.images.decode import Frame, decode, decode_file, stack
+from imgcls.images.decode import ResizeCrop, decode, decode_file, stack
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json
@@ -70,19 +70,19 @@ class LoadedRun:
         Raises:
             UserError: An image cannot be read, or an array is of another dtype or shape.
         """
-        frame, scaled_by = self.prepare.frame("test"), temperature(self.folder)
+        resize_crop, scaled_by = self.prepare.resize_crop("test"), temperature(self.folder)
         probability = [np.empty((0, len(self.class_names)), np.float32)]
         for first in range(0, len(images), batch_size):
-            batch = stack([_pixels(image, frame) for image in images[first : first + batch_size]])
+            batch = stack([_pixels(image, resize_crop) for image in images[first : first + batch_size]])
             logits = self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype))
             probability.append((logits.double() / scaled_by).softmax(1).float().cpu().numpy())
         found = np.concatenate(probability)
         return Predicted([self.class_names[k] for k in found.argmax(1)], found)
 
 
-def _pixels(image: str | Path | Image.Image | np.ndarray, frame: Frame) -> torch.Tensor:
+def _pixels(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
     if isinstance(image, str | Path):
-        return decode_file(Path(image), frame)
+        return decode_file(Path(image), resize_crop)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] not in (3, 4):
             raise UserError(
@@ -90,7 +90,7 @@ def _pixels(image: str | Path | Image.Image | np.ndarray, frame: Frame) -> torch
                 "(H, W, 3) or (H, W, 4)"
             )
         image = Image.fromarray(image)
-    return decode(ImageOps.exif_transpose(image), frame)
+    return decode(ImageOps.exif_transpose(image), resize_crop)
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:

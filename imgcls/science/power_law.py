@@ -45,7 +45,7 @@ def fit_power_law(images: Sequence[float], scores: Sequence[Sequence[float]], se
     Args:
         images: Number of training images of each size, (N,).
         scores: Accuracies of the runs of each size.
-        seed: Of the draws.
+        seed: Of the resampling.
 
     Returns:
         The law; None with fewer than four sizes, which three parameters would go through, or if the fit fails.
@@ -59,15 +59,15 @@ def fit_power_law(images: Sequence[float], scores: Sequence[Sequence[float]], se
         best = _fit(n, log_error)
         fitted = _log_error(n, *best)
         residual = (log_error - fitted) * np.sqrt(len(n) / max(1, len(n) - 3))
-        drawn = [_fit(n, fitted + rng.choice(residual, len(n))) for _ in range(RESAMPLES)]
+        resampled = [_fit(n, fitted + rng.choice(residual, len(n))) for _ in range(RESAMPLES)]
     except RuntimeError:
         return None
 
     def at_double(law: tuple[float, float, float]) -> float:
         return 1 - float(np.exp(_log_error(np.array(2 * max(images)), *law)))
 
-    exponent = np.percentile([law[1] for law in drawn], [2.5, 97.5])
-    doubled = np.percentile([at_double(law) for law in drawn], [2.5, 97.5])
+    exponent = np.percentile([law[1] for law in resampled], [2.5, 97.5])
+    doubled = np.percentile([at_double(law) for law in resampled], [2.5, 97.5])
     log_scale, rate, floor = best
     return PowerLaw(
         float(np.exp(log_scale)), rate, floor, (exponent[0], exponent[1]), at_double(best), (doubled[0], doubled[1])

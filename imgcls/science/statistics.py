@@ -82,7 +82,7 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     With one run in each group: McNemar's exact test on the images that one of the two gets right (McNemar,
     Psychometrika 1947; the binomial form). It speaks of these two trained models only.
 
-    With more, both sources of chance count: the draw of the test images, estimated from the M differences of the
+    With more, both sources of chance count: the choice of the test images, estimated from the M differences of the
     images' mean correctness, and that of the seeds, estimated from the runs' accuracies as in Welch's test. Their
     variances add up, and the degrees of freedom follow Satterthwaite, those of the images being M - 1. What images
     and seeds do together is counted in both, so the test errs on the side of caution.

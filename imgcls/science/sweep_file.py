@@ -35,7 +35,7 @@ class Space:
         low: Smallest number.
         high: Largest number.
         step: Distance between two; None where every number is possible.
-        log: Drawn evenly by logarithm.
+        log: Sampled evenly by logarithm.
         integer: Whole numbers.
     """
 
@@ -123,7 +123,7 @@ def read_space(where: str, given: Any) -> Space:
     if "parameters" in given:
         raise UserError(f"{where}: parameters cannot be nested; write a dotted key, such as model.lr")
     if "probabilities" in given:
-        raise UserError(f"{where}: probabilities are not supported; repeat a value to draw it more often")
+        raise UserError(f"{where}: probabilities are not supported; repeat a value to have it sampled more often")
     kind = given.get("distribution")
     if kind in (None, "constant") and "value" in given:
         return Space([given["value"]])

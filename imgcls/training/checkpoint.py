@@ -115,15 +115,15 @@ class Signals(Callback):
             if isinstance(callback, LastCheckpoint):
                 callback.save_now(trainer)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _ask(self, number: int, resize_crop: Any) -> None:
         self.asked = True
 
-    def _stop(self, number: int, frame: Any) -> None:
+    def _stop(self, number: int, resize_crop: Any) -> None:
         if self.launcher is not None:
             self.launcher.kill(number)
         raise SIGTERMException  # an evaluation has nothing to save
 
-    def _put_back(self, number: int, frame: Any) -> None:
+    def _put_back(self, number: int, resize_crop: Any) -> None:
         self.requeue = True
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -29,7 +29,7 @@ GRAY, BLUE, ORANGE = "#8a8f98", "#1f6feb", "#bc4c00"
 class Evaluation(Callback):
     """After a test, on rank 0: evaluation.json, its scores in metrics.json as `test/…`, and figures.
 
-    What it looks at are the logits that `Outputs` has stored. Where the weights were calibrated, calibrated scores are
+    It reads the logits that `Outputs` has stored. Where the weights were calibrated, calibrated scores are
     added.
 
     Args:

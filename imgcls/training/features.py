@@ -118,9 +118,9 @@ def _key(data: ImageDataModule, backbone: nn.Module, part: Part, views: int) -> 
     digest = hashlib.blake2b(index.tobytes(), digest_size=8)
     for name, tensor in backbone.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    facts = [source.fingerprint(), vars(data.frame("val")), data.mean, data.std, views]
+    facts = [source.fingerprint(), vars(data.resize_crop("val")), data.mean, data.std, views]
     if views:
-        facts += [data.seed, data.batch_size, vars(data.frame("train")), _describe(data.augment)]
+        facts += [data.seed, data.batch_size, vars(data.resize_crop("train")), _describe(data.augment)]
     digest.update(json.dumps(facts, default=repr).encode())
     return digest.hexdigest()
 

@@ -106,7 +106,7 @@ class Outputs(Callback):
             shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
         for name, (chosen, guesses) in shown.items():
             if len(chosen):
-                images = data.parts[part][0].images(predicted.index[chosen].tolist(), data.frame(part))
+                images = data.parts[part][0].images(predicted.index[chosen].tolist(), data.resize_crop(part))
                 best = np.argsort(-probability[chosen], axis=1, kind="stable")[:, :guesses]
                 titles = [
                     "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])

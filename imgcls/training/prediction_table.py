@@ -64,7 +64,7 @@ class PredictionTable(Callback):
             self.temperature = temperature(self.run, self.checkpoint)
             self.source, self.index = data.parts["test"]
             names = [self.source.names[i] for i in self.index.tolist()]
-            settings = (data.frame("test"), data.mean, data.std, pl_module.flip_at_test, trainer.precision)
+            settings = (data.resize_crop("test"), data.mean, data.std, pl_module.flip_at_test, trainer.precision)
             stamps = self.source.stamps()
             images = self.source.fingerprint() if stamps is None else stamps[self.index].tobytes()
             identity = {

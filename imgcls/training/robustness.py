@@ -16,7 +16,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import add_summary
 from imgcls.system.files import read_json, write_json
 
-BATCH = 64  # fixed, so that the random draws do not depend on the run's own batch size
+BATCH = 64  # fixed, so that random parameters do not depend on the run's own batch size
 Cells = dict[str, list[dict[str, float]]]  # of each variation, what was measured at each severity
 
 
@@ -78,7 +78,7 @@ class Robustness(Callback):
         with trainer.precision_plugin.forward_context():
             for batch in starts[trainer.global_rank :: trainer.world_size]:
                 chosen = index[batch : batch + BATCH]
-                image = source.images(chosen.tolist(), data.frame("test")).to(model.device)
+                image = source.images(chosen.tolist(), data.resize_crop("test")).to(model.device)
                 image = data.normalize(vary(image, variation, severity, batch)).to(model.dtype)
                 label = torch.from_numpy(source.label[chosen]).to(model.device)
                 logits = model.logits(image)
