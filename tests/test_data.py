@@ -12,6 +12,7 @@ import torchvision.datasets
 
 from imgcls.data.folder import FolderData
 from imgcls.data.options import normalize
+from imgcls.data.parts import part_named
 from imgcls.data.sample import SampleData
 from imgcls.data.table import TableData
 from imgcls.data.torchvision import KNOWN, TorchvisionData
@@ -135,6 +136,75 @@ def test_part_folders_are_taken_as_they_are(tmp_path):
     assert set(data.parts["test"][0].names) == {f"test/{c}/{k}.jpg" for c in "ab" for k in range(3)}
 
 
+USUAL = [
+    ("Train", "Val", "Test"),
+    ("Training", None, "Test"),
+    ("TRAIN", "VALID", "TEST"),
+    ("train", "dev", "test"),
+    ("training_set", "validation_set", "test_set"),
+    ("train_images", "ValImages", "test-images"),
+    ("trainset", "eval", "testing"),
+    ("train2017", "val2017", "test2017"),
+    ("01_train", "02_valid", None),
+]
+
+
+@pytest.mark.parametrize("names", USUAL)
+@pytest.mark.parametrize("within", ["", "archive", "download/archive-main"])
+def test_parts_by_any_usual_name(tmp_path, caplog, names, within):
+    counts = dict(zip(("train", "val", "test"), (5, 2, 3), strict=True))
+    for name, count in zip(names, counts.values(), strict=True):
+        for label, cls in enumerate("ab"):
+            for k in range(count if name else 0):
+                write_image(tmp_path / within / name / cls / f"{k}.png", label, seed=k)
+    (tmp_path / "__MACOSX").mkdir()
+    with caplog.at_level("INFO"):
+        data = FolderData(root=str(tmp_path), image_size=8)
+        data.prepare_data()
+    for part, name in zip(counts, names, strict=True):
+        assert not name or f"{part} from {name} ({2 * counts[part]})" in caplog.text
+    ready(data, "test")
+    assert data.class_names == ["a", "b"]
+    found = {part: {path.split("/")[-3] for path in data.parts[part][0].names} for part in data.parts}
+    official = {part: {name} for part, name in zip(counts, names, strict=True) if name}
+    assert found == {"val": official["train"], "test": official["train"]} | official
+
+
+@pytest.mark.parametrize(
+    "folders, message",
+    [
+        (("train/a", "train/b", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
+        (("train", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
+        (("train", "test"), r"train: has no sub-folders; expected one per class"),
+        (("train/a", "Training/a"), r"(Training and train|train and Training) both stand for the train part"),
+        (("test/a", "val/a"), r"test, val, and no folder of training images"),
+        (("a/train", "a/test", "b/train", "b/test"), r"a/test: is a part within a class; .* test/a"),
+        (("train/a", "train/test"), r"train/test: is called like a part, among classes"),
+    ],
+)
+def test_a_part_is_never_a_class_in_silence(tmp_path, folders, message):
+    for k, folder in enumerate(folders):
+        write_image(tmp_path / folder / "1.png", k)
+    with pytest.raises(UserError, match=message) as error:
+        FolderData(root=str(tmp_path))
+    assert "has no sub-folders" in message or "--data.parts=none" in str(error.value) or "keep one" in message
+    assert FolderData(root=str(tmp_path), parts="none").class_names == sorted({f.split("/")[0] for f in folders})
+
+
+def test_folders_beside_parts_are_passed_over_when_asked(tmp_path):
+    for k, folder in enumerate(("train/a", "train/b", "unlabelled")):
+        write_image(tmp_path / folder / "1.png", k)
+    data = FolderData(root=str(tmp_path), parts="named")
+    assert data.class_names == ["a", "b"] and len(data.open("train")) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["model train", "trainers", "dev kit", "Latest", "contest", "images", "set", "123", ""]
+)
+def test_a_name_that_only_resembles_a_part_is_none(name):
+    assert part_named(name) is None
+
+
 def test_folds_pool_the_official_validation_part(tmp_path):
     for part, count in {"train": 6, "val": 4}.items():
         for label, name in enumerate("ab"):
@@ -224,7 +294,7 @@ def test_parquet_and_csv_agree(tmp_path, rows):
     [
         ({}, {"label_column": "lable"}, r"has no column 'lable' \(did you mean 'label'\?\)"),
         ({"label": ""}, {}, r"t.csv:4: has no label"),
-        ({"split": "holdout"}, {}, r"t.csv:4: split 'holdout' is not one of"),
+        ({"split": "holdout"}, {}, r"t.csv:4: split 'holdout' is no name of a part"),
         ({"path": "images/gone.png"}, {}, r"t.csv:4: images/gone.png: cannot be read .*there is no such file"),
         ({"path": "../secret.png"}, {}, r"t.csv:4: ../secret.png leaves"),
         ({"path": "/etc/secret.png"}, {}, r"t.csv:4: /etc/secret.png leaves"),

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgcls.data.folder import FolderData, list_images
+from imgcls.data.folder import FolderData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
+from imgcls.images.listing import list_images
 
 from .conftest import QUIET, ROOT, write_image
 
@@ -170,8 +171,8 @@ def test_an_image_is_read_once_until_it_changes(photos, tmp_path, monkeypatch):
     import imgcls.images.sources as sources
 
     read = []
-    original = sources.decode_file
-    monkeypatch.setattr(sources, "decode_file", lambda path, frame: read.append(path.name) or original(path, frame))
+    original = sources.read_file
+    monkeypatch.setattr(sources, "read_file", lambda path: read.append(path.name) or original(path))
     shutil.copytree(photos, tmp_path / "copy")
     for expected in (60, 0):
         read.clear()

@@ -9,12 +9,14 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import imgcls
 from imgcls.data.folder import FolderData
 from imgcls.models.cnn import CNN
 
+from .conftest import QUIET as QUIET_WORDS
 from .conftest import ROOT, TINY, write_image
 from .test_cli import rows
 
@@ -147,3 +149,31 @@ def test_the_readmes_python_does_what_it_says(trained, photos, monkeypatch, caps
         block = block.replace("lightning.Trainer(", "lightning.Trainer(accelerator='cpu', enable_progress_bar=False, ")
         exec(compile(block, "README.md", "exec"), {})
     assert "test/acc" in capsys.readouterr().out
+
+
+def age(path: Path) -> None:
+    """Write into a run's config what version 0.1 wrote there."""
+    config = yaml.safe_load(path.read_text())
+    augment = config["data"]["init_args"]["augment"]
+    assert augment["class_path"] == "imgcls.augment.pipeline.Pipeline"
+    augment["init_args"] |= {"fuse": True, "compile": False}
+    path.write_text(yaml.safe_dump(config))
+
+
+def test_a_run_of_an_earlier_version_is_tested_loaded_and_repeated(trained, tmp_path, imgcls):  # noqa: F811
+    """Version 0.1 wrote options of Pipeline that are gone."""
+    import shutil
+
+    import imgcls as package
+
+    old = tmp_path / "old"
+    shutil.copytree(trained, old)
+    age(old / "config.yaml")
+    assert imgcls("test", "--run", old, *QUIET_WORDS)[0] == 0
+    data = package.load(old).data
+    data.setup("fit")
+    assert data.augment is not None and data.class_names == package.load(trained).class_names
+    assert imgcls("fit", "--config", old / "config.yaml", "--run_dir", "again", *QUIET_WORDS)[0] == 0
+    assert (tmp_path / "again/metrics.csv").read_text() == (trained / "metrics.csv").read_text()
+    age(tmp_path / "again/config.yaml")
+    assert imgcls("fit", "--resume", "again", "--trainer.max_epochs=4")[0] == 0

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Change = Callable[[Tensor, slice], Tensor]
-"""Changes some images (b, C, H, W) of a batch, which lie in that slice of it; it may overwrite them."""
+"""Changes images (b, C, H, W), which are that slice of a batch; it may overwrite them."""
 
 
 class Augmentation(nn.Module, ABC):
@@ -31,10 +31,6 @@ class Augmentation(nn.Module, ABC):
         """Called once by the data module, before the first batch."""
         self.size, self.num_classes = size, num_classes
 
-    def compile_kernels(self) -> None:
-        """Compile with torch.compile what gains by it; shapes may vary from batch to batch."""
-        return
-
     @abstractmethod
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Augment a batch.
@@ -48,7 +44,7 @@ class Augmentation(nn.Module, ABC):
         """
 
     def normalized(self, image: Tensor, label: Tensor, normalize: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """The same, and then `normalize` of the images."""
+        """Like `forward`, and then `normalize` of the images."""
         image, label = self(image, label)
         return normalize(image), label
 

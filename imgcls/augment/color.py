@@ -3,11 +3,10 @@
 Shapes: B batch, C channels, H×W pixels. Gray images take brightness and contrast; saturation and hue leave them.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+import kornia.augmentation as K  # noqa: N812
 import torch
-from kornia.augmentation import ColorJitter as KorniaColorJitter
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,11 +24,6 @@ def gray(image: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
 
 
-def mean_luma(image: Tensor) -> Tensor:
-    """Mean luma (B,) of images (B, C, H, W) of one or three channels."""
-    return gray(image.mean((2, 3), keepdim=True)).flatten()
-
-
 def adjust_brightness_(image: Tensor, factor_B: Tensor) -> Tensor:
     """`clamp(factor * image)`, in place."""
     return image.mul_(_each(factor_B, image)).clamp_(0, 1)
@@ -37,8 +31,9 @@ def adjust_brightness_(image: Tensor, factor_B: Tensor) -> Tensor:
 
 def adjust_contrast_(image: Tensor, factor_B: Tensor) -> Tensor:
     """Away from, or towards, the mean luma of each image, clamped, in place."""
-    offset_B = (1 - factor_B.to(image)) * mean_luma(image)
-    return image.mul_(_each(factor_B, image)).add_(_each(offset_B, image)).clamp_(0, 1)
+    factor_B111 = _each(factor_B, image)
+    offset_B111 = (1 - factor_B111) * gray(image.mean((2, 3), keepdim=True))
+    return image.mul_(factor_B111).add_(offset_B111).clamp_(0, 1)
 
 
 def adjust_saturation_(image: Tensor, factor_B: Tensor) -> Tensor:
@@ -48,16 +43,15 @@ def adjust_saturation_(image: Tensor, factor_B: Tensor) -> Tensor:
     return image.lerp_(gray(image), 1 - _each(factor_B, image)).clamp_(0, 1)
 
 
-def adjust_hue_(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Turn the hue of the HSV hexagon by a share of a full turn, without the detour over HSV, in place.
+def adjust_hue_(image: Tensor, shift_B: Tensor) -> Tensor:
+    """Rotate the hue of the HSV hexagon by a share of a full turn, without converting to HSV, in place.
 
-    Of the nearest whole number of sixths, two hand each channel's values on to the next channel, and three mirror them
-    between the largest and the smallest of the pixel; `turn_hue_` does what remains.
+    The nearest whole number of sixths is exact: two of them move each channel's values to the next channel, three
+    mirror the values between the pixel's largest and smallest. `turn_hue_` does what remains.
 
     Args:
         image: (B, C, H, W) float32.
-        shift_B: -0.5 to 0.5; on the CPU, a GPU need not be waited for.
-        turn: `turn_hue_`, or the same compiled.
+        shift_B: -0.5 to 0.5, (B,); on the CPU, so that a GPU need not be waited for.
     """
     if image.shape[1] == 1:
         return image
@@ -68,7 +62,7 @@ def adjust_hue_(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor],
     if places_B.any():
         image.copy_(_channels_moved(image, places_B))
     if rest_B.any():
-        turn(image, rest_B)
+        turn_hue_(image, rest_B)
     mirrored = mirrored_B.nonzero()[:, 0].to(image.device)
     if len(mirrored):
         some = image.index_select(0, mirrored)
@@ -78,7 +72,7 @@ def adjust_hue_(image: Tensor, shift_B: Tensor, turn: Callable[[Tensor, Tensor],
 
 
 def turn_hue_(image: Tensor, sixths_B: Tensor) -> Tensor:
-    """Turn the hue of images (B, 3, H, W) by f sixths of a turn, of at most 1/2, in place.
+    """Rotate the hue of images (B, 3, H, W) by f sixths of a turn, f (B,) from -1/2 to 1/2, in place.
 
     Let v be the largest, m the smallest and d the spread of the three channels of a pixel. Channel r, with the next
     channel g (for f < 0: the one before), becomes `clamp(r - g + clamp(g, m + |f| d, v - |f| d), m, v)`: only where g
@@ -125,32 +119,12 @@ def solarize(image: Tensor, threshold_B: Tensor) -> Tensor:
     return torch.where(image >= _each(threshold_B, image), 1 - image, image)
 
 
-def autocontrast(image: Tensor) -> Tensor:
-    """Stretch each channel of each image to 0..1; a channel of one value stays as it is."""
-    low, high = image.amin((2, 3), keepdim=True), image.amax((2, 3), keepdim=True)
-    flat = high <= low
-    return torch.where(flat, image, (image - low) / (high - low).masked_fill(flat, 1))
-
-
-def equalize(image: Tensor) -> Tensor:
-    """Flatten the histogram of each channel of each image, in 256 bins (as Pillow and torchvision do)."""
-    level = (image * 255).round_().long().flatten(0, 1).flatten(1)
-    count = torch.zeros(len(level), 256, device=image.device).scatter_add_(1, level, torch.ones_like(level).float())
-    last = 255 - (count > 0).flip(1).byte().argmax(1, keepdim=True)
-    step = torch.div(count.sum(1, keepdim=True) - count.gather(1, last), 255, rounding_mode="floor")
-    below = count.cumsum(1) - count
-    table = torch.div(below + torch.div(step, 2, rounding_mode="floor"), step.clamp(min=1), rounding_mode="floor")
-    table = torch.where(step > 0, table.clamp(0, 255), torch.arange(256.0, device=image.device))
-    return (table.gather(1, level) / 255).view_as(image)
-
-
-STEPS = (adjust_brightness_, adjust_contrast_, adjust_saturation_)  # by Kornia's numbers, of which HUE is the last
-HUE = 3
+STEPS = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)  # by Kornia's numbers
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 
 
 class ColorJitter(ByImage):
-    """Kornia's ColorJitter, parameters and results, several times as fast; gray images take their share of it.
+    """Parameters and results of Kornia's ColorJitter, several times as fast; gray images take brightness and contrast.
 
     The four steps come in one random order for each batch; each image has factors of its own. An argument m is a range:
     factors from 1 - m to 1 + m, hue from -m to m (in turns of the colour wheel).
@@ -165,64 +139,36 @@ class ColorJitter(ByImage):
 
     def __init__(
         self,
-        brightness: float | Sequence[float] = 0.2,
-        contrast: float | Sequence[float] = 0.2,
-        saturation: float | Sequence[float] = 0.2,
-        hue: float | Sequence[float] = 0.02,
+        brightness: float | list[float] = 0.2,
+        contrast: float | list[float] = 0.2,
+        saturation: float | list[float] = 0.2,
+        hue: float | list[float] = 0.02,
         p: float = 0.8,
     ) -> None:
         super().__init__()
-        self.turn = turn_hue_
-        self.kornia = KorniaColorJitter(_range(brightness), _range(contrast), _range(saturation), _range(hue), p=p)
+        self.kornia = K.ColorJitter(brightness, contrast, saturation, hue, p=p)
 
     @classmethod
-    def like(cls, operation: KorniaColorJitter) -> "ColorJitter":
-        """One that takes over an operation of Kornia's."""
+    def like(cls, operation: K.ColorJitter) -> "ColorJitter":
+        """With the parameters of an operation of Kornia's."""
         own = cls()
         own.kornia = operation
         return own
 
-    def compile_kernels(self) -> None:  # noqa: D102
-        # measured on a CPU, where the other steps, of few passes over memory, lose by it
-        self.turn = torch.compile(turn_hue_, dynamic=True)
-
     def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
-        chosen = (params["batch_prob"].reshape(-1) > 0.5).nonzero()[:, 0]
+        chosen_B = params["batch_prob"].reshape(-1) > 0.5
         order: Sequence[int] = self.kornia._fixed_order or params["order"].tolist()  # type: ignore[assignment]
         factors = [params[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
-        # a step that changes nothing is left out
+        # steps that change no image are left out
         order = [step for step in order if (factors[step] != NEUTRAL[step]).any()]
-        factors, numbers = [factor[chosen] for factor in factors], chosen.tolist()
 
         def change(image: Tensor, here: slice) -> Tensor:
-            first, _, _ = here.indices(shape[0])
-            sampled = slice(bisect_left(numbers, first), bisect_left(numbers, first + len(image)))
-            values = [factor[sampled] for factor in factors]
-            if len(values[0]) == len(image):
-                return self.jitter(image, order, values)
-            if len(values[0]) == 0:
-                return image
-            place = (chosen[sampled] - first).to(image.device)
-            return image.index_copy_(0, place, self.jitter(image.index_select(0, place), order, values))
+            chosen = chosen_B[here].nonzero()[:, 0]
+            place = None if len(chosen) == len(image) else chosen.to(image.device)
+            some = image if place is None else image.index_select(0, place)
+            for step in order:
+                STEPS[step](some, factors[step][here][chosen])
+            return some if place is None else image.index_copy_(0, place, some)
 
         return change, shape
-
-    def jitter(self, image: Tensor, order: Sequence[int], factors: Sequence[Tensor]) -> Tensor:
-        """Brightness, contrast, saturation and hue (steps 0 to 3) in an order, in place.
-
-        Args:
-            image: (B, C, H, W) float32 in [0, 1].
-            order: Numbers of the steps.
-            factors: Of each step, by its number, (B,).
-        """
-        for step in order:
-            if step == HUE:
-                adjust_hue_(image, factors[step], self.turn)
-            else:
-                STEPS[step](image, factors[step])
-        return image
-
-
-def _range(given: float | Sequence[float]) -> float | list[float]:
-    return list(given) if isinstance(given, Sequence) else given

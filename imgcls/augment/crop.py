@@ -1,9 +1,12 @@
 """Crops and flips by indexing: no interpolation, so they run on uint8 and cost one copy."""
 
+from typing import Literal
+
 import torch
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
 from imgcls.augment.base import Augmentation
 
@@ -22,7 +25,7 @@ class RandomCrop(Augmentation):
 
     on_uint8 = True
 
-    def __init__(self, padding: float = 0.125, mode: str = "constant") -> None:
+    def __init__(self, padding: float = 0.125, mode: Literal["constant", "reflect"] = "constant") -> None:
         super().__init__()
         self.padding, self.mode = padding, mode
 
@@ -35,7 +38,7 @@ class RandomCrop(Augmentation):
 
     def crop(self, image: Tensor, pad: int, top: Tensor, left: Tensor) -> Tensor:
         """Crop image b of (B, C, H, W) at row `top[b]`, column `left[b]` (B,) of the padded image."""
-        image = _padded(image, pad, self.mode)
+        image = tv.pad(image, [pad] * 4, padding_mode=self.mode)
         return (copied_boxes if image.device.type == "cpu" else gathered_boxes)(image, self.size, top, left)
 
 
@@ -94,27 +97,12 @@ class RandomResizedCrop(Augmentation):
             return self.crop(image.float(), box_B4).round_().clamp_(0, 255).byte()
         # the order of memory that the kernel for each dtype is fast in
         order = torch.channels_last if image.dtype == torch.uint8 else torch.contiguous_format
-        image = image.contiguous(memory_format=order)
-        shape = (len(image), image.shape[1], self.size, self.size)
-        result = torch.empty(shape, dtype=image.dtype, device=image.device, memory_format=order)
+        image, size = image.contiguous(memory_format=order), (self.size, self.size)
+        result = torch.empty((*image.shape[:2], *size), dtype=image.dtype, device=image.device, memory_format=order)
         for number, (left, top, right, bottom) in enumerate(box_B4.tolist()):
             view = image[number : number + 1, :, top : bottom + 1, left : right + 1]
-            size = (self.size, self.size)
             result[number] = F.interpolate(view, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
         return result
-
-
-def _padded(image: Tensor, pad: int, mode: str) -> Tensor:
-    if mode == "constant":
-        return F.pad(image, (pad,) * 4)
-    if mode != "reflect":
-        raise ValueError(f"RandomCrop: mode {mode!r} is not one of 'reflect', 'constant'")
-    for axis in (2, 3):  # F.pad does not reflect uint8
-        side = image.shape[axis]
-        index = torch.arange(-pad, side + pad, device=image.device).abs()  # -1 -> 1: the border itself is not repeated
-        index = torch.where(index >= side, 2 * (side - 1) - index, index).clamp(0, side - 1)
-        image = image.index_select(axis, index)
-    return image
 
 
 def copied_boxes(image: Tensor, size: int, top: Tensor, left: Tensor) -> Tensor:

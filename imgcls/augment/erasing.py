@@ -1,12 +1,12 @@
+import kornia.augmentation as K  # noqa: N812
 import torch
-from kornia.augmentation import RandomErasing as KorniaRandomErasing
 from torch import Tensor
 
 from imgcls.augment.base import ByImage, Change
 
 
 class RandomErasing(ByImage):
-    """Kornia's RandomErasing, parameters and results: a box of each image is overwritten (Zhong et al., AAAI 2020).
+    """Parameters and results of Kornia's RandomErasing: a box of each image is overwritten (Zhong et al., AAAI 2020).
 
     Args:
         scale: Range of the box's area, as a share of the image.
@@ -23,11 +23,11 @@ class RandomErasing(ByImage):
         p: float = 0.5,
     ) -> None:
         super().__init__()
-        self.kornia = KorniaRandomErasing(scale, ratio, value, p=p)
+        self.kornia = K.RandomErasing(scale, ratio, value, p=p)
 
     @classmethod
-    def like(cls, operation: KorniaRandomErasing) -> "RandomErasing":
-        """One that takes over an operation of Kornia's."""
+    def like(cls, operation: K.RandomErasing) -> "RandomErasing":
+        """With the parameters of an operation of Kornia's."""
         own = cls()
         own.kornia = operation
         return own

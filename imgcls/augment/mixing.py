@@ -62,12 +62,9 @@ class CutMix(Augmentation):
         partner = torch.randperm(count).to(image.device)
         edges = []
         for side in (height, width):
-            length = side * (1 - lam).sqrt()
+            half = side * (1 - lam).sqrt() / 2
             centre = torch.rand(count) * side
-            edges += [
-                (centre - length / 2).round().clamp(0, side),
-                (centre + length / 2).round().clamp(0, side),
-            ]
+            edges += [(centre + sign * half).round().clamp(0, side) for sign in (-1, 1)]
         box_B4 = torch.stack(edges, 1).long().to(image.device)
         return self.paste(image, label, box_B4, partner)
 

@@ -1,6 +1,6 @@
 """Policies that sample an operation and its strength for each image (Kornia's and torchvision's: for each batch).
 
-Shapes: B batch. Images that drew the same operation go through it together, and all geometric ones through one warp.
+Shapes: B batch. Images with the same operation are changed together, and all geometric operations are one warp.
 """
 
 from abc import abstractmethod
@@ -8,30 +8,22 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
 
+from imgcls.augment import color
 from imgcls.augment.base import Augmentation
-from imgcls.augment.color import (
-    adjust_brightness_,
-    adjust_contrast_,
-    adjust_saturation_,
-    adjust_sharpness_,
-    autocontrast,
-    equalize,
-    posterize,
-    solarize,
-)
-from imgcls.augment.warp import about, warp
+from imgcls.augment.warp import affine_source, middle, warp
 
-# operations of a value per image (B,), which may be in place; the units are given where the value is sampled
+# operations with a value per image (B,), which may be in place; for the units see `apply_operations`
 VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": adjust_brightness_,
-    "color": adjust_saturation_,
-    "contrast": adjust_contrast_,
-    "sharpness": adjust_sharpness_,
-    "posterize": posterize,
-    "solarize": solarize,
-    "autocontrast": lambda image, value_B: autocontrast(image),
-    "equalize": lambda image, value_B: equalize(image),
+    "brightness": color.adjust_brightness_,
+    "color": color.adjust_saturation_,
+    "contrast": color.adjust_contrast_,
+    "sharpness": color.adjust_sharpness_,
+    "posterize": color.posterize,
+    "solarize": color.solarize,
+    "autocontrast": lambda image, value_B: tv.autocontrast(image),
+    "equalize": lambda image, value_B: tv.equalize((image * 255).round_().byte()) / 255,
     "invert": lambda image, value_B: 1 - image,
     "solarize_add": lambda image, value_B: torch.where(
         image < 0.5, (image + value_B.to(image)[:, None, None, None]).clamp(max=1), image
@@ -50,7 +42,7 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             degrees counter-clockwise, bits, thresholds in 0..1, or the factor of a colour operation.
         names: Operations; `identity` leaves an image as it is.
     """
-    source_B23 = torch.zeros(len(image), 2, 3, dtype=torch.float64)
+    geometry_B5 = torch.zeros(len(image), len(GEOMETRIC), dtype=torch.float64)
     moved_B = torch.zeros(len(image), dtype=torch.bool)
     result = image.clone()
     for number, name in enumerate(names):
@@ -59,35 +51,19 @@ def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tu
             continue
         if name in GEOMETRIC:
             moved_B[chosen] = True
-            source_B23[chosen] = _matrix(name, value_B[chosen], *image.shape[-2:])
+            geometry_B5[chosen, GEOMETRIC.index(name)] = value_B[chosen].double()
         else:
             here = chosen.to(image.device)
             result.index_copy_(0, here, VALUED[name](image.index_select(0, here), value_B[chosen]))
     if moved_B.any():
         moved = moved_B.nonzero()[:, 0]
         here = moved.to(image.device)
-        result.index_copy_(0, here, warp(image.index_select(0, here), source_B23[moved]))
+        height, width = image.shape[-2:]
+        tangent_B2, share_B2, degrees_B1 = geometry_B5[moved].split([2, 2, 1], 1)
+        shift_B2, one_12 = share_B2 * torch.tensor([width, height]), torch.ones(1, 2)
+        source_B23 = affine_source(middle((height, width)), degrees_B1[:, 0], tangent_B2, shift_B2, one_12)
+        result.index_copy_(0, here, warp(image.index_select(0, here), source_B23))
     return result
-
-
-def _matrix(name: str, value_B: Tensor, height: int, width: int) -> Tensor:
-    """From pixel of the result to pixel of the image, (B, 2, 3) float64; shears and rotations about the middle."""
-    value_B = value_B.double()
-    one_B, zero_B = torch.ones_like(value_B), torch.zeros_like(value_B)
-    rows, shift_B2 = (one_B, zero_B, zero_B, one_B), torch.zeros(2)
-    if name == "rotate":
-        cos_B, sin_B = value_B.deg2rad().cos(), value_B.deg2rad().sin()
-        rows = (cos_B, -sin_B, sin_B, cos_B)
-    elif name == "shear_x":
-        rows = (one_B, value_B, zero_B, one_B)
-    elif name == "shear_y":
-        rows = (one_B, zero_B, value_B, one_B)
-    elif name == "translate_x":
-        shift_B2 = torch.stack([value_B * width, zero_B], 1)
-    else:
-        shift_B2 = torch.stack([zero_B, value_B * height], 1)
-    middle_2 = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
-    return about(torch.stack(rows, 1).view(-1, 2, 2), middle_2, shift_B2)
 
 
 class Policy(Augmentation):

@@ -2,16 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import kornia.augmentation as K  # noqa: N812
 import torch
-from kornia.augmentation import (
-    RandomAffine,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotation,
-    RandomShear,
-    RandomTranslate,
-    RandomVerticalFlip,
-)
 from kornia.augmentation._2d.geometric.base import GeometricAugmentationBase2D
 from kornia.constants import Resample, SamplePadding
 from torch import Tensor, nn
@@ -19,8 +11,10 @@ from torch.nn import functional as F
 
 from imgcls.augment.base import ByImage, Change
 
-FLIPS = (RandomHorizontalFlip, RandomVerticalFlip)
-AFFINE = (RandomAffine, RandomRotation, RandomShear, RandomTranslate)
+FLIPS = (K.RandomHorizontalFlip, K.RandomVerticalFlip)
+# a mirror image as scales along x and y
+MIRROR: dict[type, tuple[float, float]] = {K.RandomHorizontalFlip: (-1.0, 1.0), K.RandomVerticalFlip: (1.0, -1.0)}
+AFFINE = (K.RandomAffine, K.RandomRotation, K.RandomShear, K.RandomTranslate)
 
 
 def warp(image: Tensor, source_B23: Tensor) -> Tensor:
@@ -32,11 +26,11 @@ def warp(image: Tensor, source_B23: Tensor) -> Tensor:
             integers; float64.
     """
     size = (image.shape[-2], image.shape[-1])
-    return sample(image, *grid_lines(source_B23, size, size))
+    return interpolate(image, *grid_lines(source_B23, size, size))
 
 
 def grid_lines(source_B23: Tensor, size: tuple[int, int], out_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Where `sample` samples, from -1 to 1 between the centres of the outermost pixels, as sums of two lines.
+    """Where `interpolate` samples, from -1 to 1 between the centres of the outermost pixels, as sums of two lines.
 
     A side of one pixel is its own middle.
 
@@ -55,7 +49,7 @@ def grid_lines(source_B23: Tensor, size: tuple[int, int], out_size: tuple[int, i
     return (across_B12 * column_W1).float(), (down_B12 * row_H1 + (offset_B12 - edge_2)).float()
 
 
-def sample(image: Tensor, column_BW2: Tensor, row_BH2: Tensor) -> Tensor:
+def interpolate(image: Tensor, column_BW2: Tensor, row_BH2: Tensor) -> Tensor:
     """Bilinear samples (B, C, H, W) of images (B, C, any, any) float32 where `grid_lines` says."""
     # (x, y) as one complex number: F.affine_grid says the same by a matrix product, thirty times as slow on a CPU
     column_BW, row_BH = (torch.view_as_complex(line.to(image.device)) for line in (column_BW2, row_BH2))
@@ -67,7 +61,7 @@ class Warp(ByImage):
     """Several of Kornia's geometric operations with one interpolation.
 
     Each samples its parameters with its own generator. Where Kornia would interpolate after each operation, and lose
-    what leaves the frame on the way, the composed matrix does so once; a single operation gives what Kornia gives.
+    what leaves the image on the way, the composed matrix does so once; a single operation gives what Kornia gives.
     Images that are only mirrored, or left alone, are not interpolated.
 
     Args:
@@ -82,7 +76,7 @@ class Warp(ByImage):
     @staticmethod
     def takes(operation: nn.Module) -> bool:
         """Whether an operation is one of Kornia's that a matrix per image describes completely."""
-        if isinstance(operation, RandomResizedCrop):
+        if isinstance(operation, K.RandomResizedCrop):
             return bool(operation.flags["align_corners"]) and operation.flags["resample"] == Resample.BILINEAR
         if not isinstance(operation, FLIPS + AFFINE):
             return False
@@ -99,7 +93,7 @@ class Warp(ByImage):
 
         def change(image: Tensor, here: slice) -> Tensor:
             if all_moved:
-                return sample(image, column_BW2[here], row_BH2[here])
+                return interpolate(image, column_BW2[here], row_BH2[here])
             for axis, mirrored_B in zip((-1, -2), mirrored_B2[here].unbind(1), strict=True):
                 place = mirrored_B.nonzero()[:, 0].to(image.device)
                 if len(place):
@@ -108,7 +102,7 @@ class Warp(ByImage):
             if len(moved):
                 place = moved.to(image.device)
                 lines = (column_BW2[here][moved], row_BH2[here][moved])
-                image.index_copy_(0, place, sample(image.index_select(0, place), *lines))
+                image.index_copy_(0, place, interpolate(image.index_select(0, place), *lines))
             return image
 
         return change, torch.Size((*shape[:2], *size))
@@ -119,7 +113,7 @@ class Warp(ByImage):
         Returns:
             The matrix from pixel of the result to pixel of the image (B, 2, 3) float64; which images are more than
             mirrored (B,); which are mirrored left to right and top to bottom (B, 2); height and width of the result.
-            Of mirror operations alone the matrix is left out.
+            If all operations mirror, the matrix is left at the identity.
         """
         count, channels, *size = shape
         source_B23 = torch.eye(2, 3, dtype=torch.float64).expand(count, 2, 3)
@@ -137,7 +131,7 @@ class Warp(ByImage):
                 mirrored_B2[:, FLIPS.index(type(operation))] ^= applied_B
             else:
                 moved_B |= applied_B
-            if isinstance(operation, RandomResizedCrop):
+            if isinstance(operation, K.RandomResizedCrop):
                 size = list(operation.flags["size"])
         return source_B23, moved_B, mirrored_B2, (size[0], size[1])
 
@@ -150,47 +144,52 @@ def source_matrix(operation: nn.Module, params: Mapping[str, Tensor], size: tupl
 
     Args:
         operation: One that `Warp.takes`.
-        params: What its generator drew.
+        params: What its generator sampled.
         size: Height and width of the image.
     """
-    height, width = size
-    if isinstance(operation, RandomHorizontalFlip):
-        return torch.tensor([[-1.0, 0.0, width - 1], [0.0, 1.0, 0.0]], dtype=torch.float64)
-    if isinstance(operation, RandomVerticalFlip):
-        return torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, height - 1]], dtype=torch.float64)
-    if isinstance(operation, RandomResizedCrop):
+    if isinstance(operation, K.RandomResizedCrop):
         corners = params["src"].double()
         out_height, out_width = operation.flags["size"]  # type: ignore[index]
         steps = torch.tensor([max(out_width - 1, 1), max(out_height - 1, 1)])
         scale_B2 = (corners[:, 2] - corners[:, 0]) / steps
         return torch.cat([torch.diag_embed(scale_B2), corners[:, 0, :, None]], 2)
-    middle_2 = torch.tensor([(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
-    center_B2, shift_B2 = params.get("center", middle_2).double(), params.get("translations", torch.zeros(2)).double()
-    if "translate_x" in params:
-        shift_B2 = torch.stack([params["translate_x"], params["translate_y"]], 1).double()
-    linear_B22 = torch.eye(2, dtype=torch.float64)[None]
-    # the inverse of shear, scale and rotation, in this order
-    if "degrees" in params or "angle" in params:
+    zero_1 = torch.zeros(1)
+    pairs = [[params.get(f"{name}_{axis}", zero_1) for axis in "xy"] for name in ("translate", "shear")]
+    translate_B2, shear_B2 = (torch.stack(pair, 1) for pair in pairs)
+    return affine_source(
+        params.get("center", middle(size)),
         # counter-clockwise; RandomAffine counts the other way
-        angle_B = (params["degrees"] if "degrees" in params else -params["angle"]).double().deg2rad()
-        cos, sin = angle_B.cos(), angle_B.sin()
-        linear_B22 = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
-    if "scale" in params:
-        linear_B22 = linear_B22 / params["scale"].double()[:, :, None]
-    if "shear_x" in params:
-        tan_x, tan_y = (params[name].double().deg2rad().tan() for name in ("shear_x", "shear_y"))
-        shear_B22 = torch.stack([1 + tan_x * tan_y, tan_x, tan_y, torch.ones_like(tan_y)], 1).view(-1, 2, 2)
-        linear_B22 = shear_B22 @ linear_B22
-    return about(linear_B22, center_B2, shift_B2)
+        params["degrees"] if "degrees" in params else -params.get("angle", zero_1),
+        shear_B2.double().deg2rad().tan(),
+        params.get("translations", translate_B2),
+        params.get("scale", torch.tensor([MIRROR.get(type(operation), (1.0, 1.0))])),
+    )
 
 
-def about(linear_B22: Tensor, center_B2: Tensor, shift_B2: Tensor) -> Tensor:
-    """From pixel of the result to pixel of the image (B, 2, 3): back by the shift, then the linear map about a centre.
+def middle(size: tuple[int, int]) -> Tensor:
+    """Middle of an image of that height and width, x and y, (1, 2) float64."""
+    return torch.tensor([[(size[1] - 1) / 2, (size[0] - 1) / 2]], dtype=torch.float64)
+
+
+def affine_source(
+    center_B2: Tensor, degrees_B: Tensor, tangent_B2: Tensor, shift_B2: Tensor, scale_B2: Tensor
+) -> Tensor:
+    """From pixel of the result to pixel of the image, (B, 2, 3) float64: the inverse of an affine map.
+
+    The map shears, scales and rotates about a centre, in this order, and then shifts. Arguments are of any float type;
+    where B is 1, the value holds for all images.
 
     Args:
-        linear_B22: From result to image, (B, 2, 2) or (1, 2, 2) float64.
-        center_B2: The point that the linear map leaves, x and y, (B, 2) or (2,) float64.
-        shift_B2: By which the result was moved, likewise.
+        center_B2: What shear, scale and rotation leave in place, x and y.
+        degrees_B: Rotation, counter-clockwise, (B,).
+        tangent_B2: Shear along x and y, as tangents.
+        shift_B2: In pixels, x and y.
+        scale_B2: Along x and y; negative mirrors.
     """
-    offset_B2 = center_B2 - (linear_B22 * (center_B2 + shift_B2).view(-1, 1, 2)).sum(2)
+    center_B2, shift_B2, angle_B = center_B2.double(), shift_B2.double(), degrees_B.double().deg2rad()
+    rotation_B22 = torch.stack([angle_B.cos(), -angle_B.sin(), angle_B.sin(), angle_B.cos()], 1).view(-1, 2, 2)
+    tan_x_B, tan_y_B = tangent_B2.double().unbind(1)
+    shear_B22 = torch.stack([1 + tan_x_B * tan_y_B, tan_x_B, tan_y_B, torch.ones_like(tan_x_B)], 1).view(-1, 2, 2)
+    linear_B22 = shear_B22 @ (rotation_B22 / scale_B2.double()[:, :, None])
+    offset_B2 = center_B2 - (linear_B22 * (center_B2 + shift_B2)[:, None]).sum(2)
     return torch.cat([linear_B22.expand(len(offset_B2), 2, 2), offset_B2[:, :, None]], 2)

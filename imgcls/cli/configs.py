@@ -1,10 +1,14 @@
 """Small YAML files that build on each other: what a `base:` names is merged before the file that names it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from imgcls.errors import UserError
+from imgcls.runs.earlier import upgraded
 from imgcls.system.files import read_yaml
 
 PARTS = ("data", "model", "trainer", "checkpoint", "last_checkpoint")
@@ -28,9 +32,21 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
             if not rest:
                 raise UserError("--config: give a YAML file after it")
             value = rest.pop(0)
-        files = [value] if value.startswith("{") else with_bases(Path(value))
-        expanded += [word for file in files for word in ("--config", str(file))]
+        files = [value] if value.startswith("{") else map(_as_word, with_bases(Path(value)))
+        expanded += [word for file in files for word in ("--config", file)]
     return expanded
+
+
+def _as_word(path: Path) -> str:
+    """The path of a config; what it says instead, if an earlier version wrote it otherwise."""
+    config = read_config(path)
+    new = upgraded(config)
+    return str(path) if new == config else as_text(new)
+
+
+def as_text(config: dict[str, Any]) -> str:
+    """A config in braces, which the command line takes in place of a file."""
+    return yaml.safe_dump(config, default_flow_style=True, width=sys.maxsize)
 
 
 def config_files(arguments: Sequence[str]) -> list[Path]:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from imgcls.classifier import Classifier
 from imgcls.cli.arguments import config_folders, configures, gives, refuse_overruled, take, with_values_of_yaml
 from imgcls.cli.batch_size import choose_batch_size
-from imgcls.cli.configs import config_files, expand_configs
+from imgcls.cli.configs import as_text, config_files, expand_configs
 from imgcls.cli.help import HelpParser
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb
@@ -211,7 +211,7 @@ class LightningVerb(LightningCLI, ABC):
         self.files: list[Path] = []
         words = self.expand(self.words)
         refuse_overruled(words)
-        self.files += config_files(words)
+        self.files += dict.fromkeys(config_files([*self.words, *words]))
         self.config_folders = config_folders(self.files)
         make_importable(self.config_folders)
         if gives(words, "-h", "--help"):
@@ -326,4 +326,4 @@ class LightningVerb(LightningCLI, ABC):
 
 def as_config(config: dict[str, Any]) -> list[str]:
     """Settings as words of a command line."""
-    return ["--config", yaml.safe_dump(config, default_flow_style=True, width=sys.maxsize)]
+    return ["--config", as_text(config)]

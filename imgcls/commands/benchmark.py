@@ -291,7 +291,7 @@ def _peak_memory(device: torch.device) -> float:
 ADVICE = {
     "fetch (decode, resize, batch)": "more --data.num_workers, smaller image files",
     "transfer to the device": "larger batches; images already travel as uint8",
-    "augment and normalise": "--data.augment.compile=true, fewer or cheaper operations",
+    "augment and normalise": "fewer or cheaper operations",
     "forward, backward, step": "a smaller model, --model.compile=true, on a GPU --trainer.precision=bf16-mixed",
 }
 

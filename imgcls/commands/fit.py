@@ -4,7 +4,7 @@ from lightning import Callback
 
 from imgcls.cli.arguments import take
 from imgcls.cli.configs import expand_configs
-from imgcls.cli.lightning import LightningVerb
+from imgcls.cli.lightning import LightningVerb, as_config
 from imgcls.errors import UserError
 from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder
@@ -29,7 +29,8 @@ class Fit(LightningVerb):
         folder = RunFolder.existing(resume, "--resume")
         # stopped before its first checkpoint, a run begins again
         checkpoint = ["--ckpt_path", str(folder.last)] if folder.last.is_file() else []
-        again = ["--config", str(folder.config), "--run_dir", resume, "--resume", resume, *checkpoint]
+        self.files.append(folder.config)
+        again = [*as_config(folder.read_config()), "--run_dir", resume, "--resume", resume, *checkpoint]
         return [*again, *expand_configs(words)]
 
     def callbacks(self) -> list[Callback]:  # noqa: D102

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
-from imgcls.data.batches import BatchDataset, Loader
-from imgcls.data.options import check, normalize, per_channel, refuse_other_data, seed_step
+from imgcls.data.batches import BatchDataset, loader
+from imgcls.data.options import check_ranges, normalize, per_channel, refuse_other_data, seed_step
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced
 from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
@@ -20,7 +20,6 @@ from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.images.sources import Batch, Part, Source
-from imgcls.system.resources import cores
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -101,16 +100,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        shares = {"val_fraction": val_fraction, "test_fraction": test_fraction, "label_noise": label_noise}
-        for option, share in shares.items():
-            check(0 <= share < 1, option, share, "a share from 0 to below 1")
-        check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
-        check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
-        for option, size in {"image_size": image_size, "train_size": train_size}.items():
-            check(size is None or size > 0, option, size, "a positive number of pixels")
-        check(repeats > 0, "repeats", repeats, "a positive number")
-        check(folds is None or folds > 1, "folds", folds, "at least 2")
-        check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")
+        check_ranges(locals())
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
         self.num_workers, self.caches = num_workers, Caches(cache)
@@ -138,6 +128,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def open(self, part: Part) -> Source | None:
         """The official part of that name, or None where the source has none.
 
+        It is asked only for parts that `has_official` affirms.
+
         Raises:
             UserError: The data is not there or not as expected; the text names the file.
         """
@@ -148,8 +140,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if "train" not in self.parts:
             self._setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
-            own = self._require(self.open("test"), "test") if self.has_official("test") else None
-            self.parts["test"] = self._carved_test if own is None else (own, np.arange(len(own)))
+            self.parts["test"] = self._carved_test
+            if self.has_official("test"):
+                own = self._require(self.open("test"), "test")
+                self.parts["test"] = (own, np.arange(len(own)))
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
@@ -178,7 +172,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _setup_training_parts(self) -> None:
         pool = self._require(self.open("train"), "training")
-        official_val = self.open("val")
+        official_val = self.open("val") if self.has_official("val") else None
         if self.folds and official_val is not None:
             pool, official_val = JoinedSource(pool, official_val), None
         chosen = split(
@@ -263,17 +257,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
     ) -> DataLoader:
         source, index = self.parts[part]
-        spare = 0 if source.in_memory else min(8, max(1, cores() - 1))
-        workers = spare if self.num_workers is None else self.num_workers
         resize_crop = resize_crop or self.resize_crop(part)
-        return Loader(
-            BatchDataset(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on),
-            sampler=batches,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-        )
+        cached = self.caches.cached(source, index, resize_crop)
+        return loader(BatchDataset(cached, index, resize_crop, go_on), batches, self.num_workers)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imgcls.errors import UserError
 from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
+from imgcls.system.resources import cores
 
 
 class BatchDataset(Dataset):
@@ -53,6 +54,26 @@ class BatchDataset(Dataset):
             return torch.zeros(
                 self.resize_crop.channels, self.resize_crop.crop, self.resize_crop.crop, dtype=torch.uint8
             )
+
+
+def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> DataLoader:
+    """A loader of a part's batches.
+
+    Args:
+        dataset: The part.
+        batches: Positions of each batch.
+        num_workers: Processes that decode. None: none for images in memory, else one per spare core, at most 8.
+    """
+    spare = 0 if dataset.source.in_memory else min(8, max(1, cores() - 1))
+    workers = spare if num_workers is None else num_workers
+    return Loader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0,
+    )
 
 
 class Loader(DataLoader):

@@ -1,7 +1,5 @@
 """The images of a data set that are kept, as a table that the table module takes."""
 
-import csv
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imgcls.images.sources import FileSource, Part, Source
+from imgcls.system.files import write_table
 
 Kept = tuple[Part, Source, np.ndarray]
 COLUMNS = ("path", "label", "split")
@@ -37,9 +36,7 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     names: list[str] = []
     written: dict[str, Any] = {"images": {}, "classes": {}, "names_impossible": names}
     further = [n for n in sources[0].columns if n not in COLUMNS and all(n in s.columns for s in sources)]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow([*COLUMNS, *further])
+    rows: list[list[str]] = []
     in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
     root = Path(os.path.commonpath([os.path.abspath(root) for root in files])) if in_files else folder
     for part, source, numbers in kept:
@@ -54,12 +51,12 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
                 source.original(number).image.save(folder / path, compress_level=1)
             count[source.label[number]] += 1
             label = class_names[source.label[number]]
-            table.writerow([path, label, part, *(source.columns[name][number] for name in further)])
+            rows.append([path, label, part, *(source.columns[name][number] for name in further)])
         written["images"][part] = int(count.sum())
         written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
     if not (in_files or in_memory):
         return written
-    (folder / "clean.csv").write_text(text.getvalue(), encoding="utf-8", newline="")
+    write_table(folder / "clean.csv", [*COLUMNS, *further], rows)
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
 
 

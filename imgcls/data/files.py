@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.folder import list_images
-from imgcls.data.table import read_columns
-from imgcls.errors import UserError, near
+from imgcls.data.table import column, read_columns, refuse_if_none_is_there
+from imgcls.errors import UserError
 from imgcls.images.decode import EXTENSIONS
+from imgcls.images.listing import list_images
 from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class FilesData(ImageDataModule):
         self.class_names, self.path_column = list(class_names), path_column
         self.table = Path(table).expanduser() if table else None
 
-    def open(self, part: Part) -> Source | None:  # noqa: D102
+    def open(self, part: Part) -> Source:  # noqa: D102
         if self.table is not None:
             return self._listed(self.table)
         folder, paths = self._found()
@@ -92,11 +92,7 @@ class FilesData(ImageDataModule):
         origins = [f"{table}:{number}" for number, _ in first.values()]
         folder = self.root or table.parent
         source = FileSource(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
-        if first and (source.sizes[:, 0] < 0).all():
-            raise UserError(
-                f"{source.describe(0)}: is not there, nor is any of {len(first)} files "
-                f"(paths are relative to {folder}; --data.root names another folder)"
-            )
+        refuse_if_none_is_there(source, "files")
         return source
 
     def _lines(self, table: Path) -> list[tuple[int, str]]:
@@ -105,10 +101,5 @@ class FilesData(ImageDataModule):
             # a file's name may be any bytes
             text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
             return [(number, line) for number, line in enumerate(text.split("\n"), 1) if line]
-        columns = read_columns(table)
-        if self.path_column not in columns:
-            raise UserError(
-                f"{table}: has no column {self.path_column!r}{near(self.path_column, columns)}; it has "
-                f"{', '.join(columns)} (--data.path_column names another)"
-            )
-        return [(row, path) for row, path in enumerate(columns[self.path_column], 2) if path]
+        paths = column(table, read_columns(table), self.path_column, "path_column")
+        return [(row, path) for row, path in enumerate(paths, 2) if path]

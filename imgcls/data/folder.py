@@ -1,41 +1,52 @@
 import logging
-import os
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.options import short
+from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import Skipped
 from imgcls.images.decode import EXTENSIONS
+from imgcls.images.listing import list_images, subfolders
 from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
-SYNONYMS = {"val": ("val", "valid", "validation"), "train": ("train",), "test": ("test",)}
 
 
 class FolderData(ImageDataModule):
-    """A folder with one sub-folder of images per class, or with train, val and test folders of that kind.
+    """A folder with one sub-folder of images per class, or with folders of training, validation and test images.
 
-    A folder `train` that holds class folders decides; val may also be called valid or validation. Class names
-    are the sub-folders of the training part, sorted. Images may lie deeper. Hidden files are passed over, and files
-    with other extensions, which are counted in a message. A class folder without images is an error; with
+    The latter have such names as train, Valid, test_images or TESTING (see `part_named`), and a folder for each class
+    in each of them. All that may lie in a folder within `root`, if there is no other. Where a name leaves open whether
+    a folder is a part or a class, that is an error.
+
+    Class names are the sub-folders of the training part, sorted. Images may lie deeper. Hidden files are passed over,
+    and files with other extensions, which are counted in a message. A class folder without images is an error; with
     `on_error` set to `skip` it is no class.
+
+    Args:
+        parts: `auto` goes by the folders' names; `named` does, and passes over folders of other names beside parts;
+            `none` takes all folders of `root` for classes.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    root: Path
+
+    def __init__(self, parts: Literal["auto", "named", "none"] = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.root is None:
             raise UserError("--data.root: give the folder of the images")
         if not self.root.is_dir():
             raise UserError(f"--data.root {self.root}: there is no such folder")
-        self.folders = {part: self._folder(part) for part in SYNONYMS}
-        train = self.folders["train"]
-        self.has_parts = train is not None and bool(_subfolders(train))
-        self._top = train if train is not None and self.has_parts else self._root()
-        self._classes = _subfolders(self._top)  # as the file system writes them
+        self._inner = self.root if parts == "none" else innermost(self.root)
+        self.folders = {} if parts == "none" else part_folders(self._inner, pass_over=parts == "named")
+        self._top = self.folders.get("train", self._inner)
+        self._classes = subfolders(self._top)  # as the file system writes them
+        if parts != "none":
+            refuse_parts_for_classes(self._top, self._classes)
+        self._listed: dict[Part, dict[str, list[Path]]] = {}
         if self.on_error == "skip":
             empty = [name for name in self._classes if not list_images(self._top / name)]
             self._classes = [name for name in self._classes if name not in empty]
@@ -49,13 +60,20 @@ class FolderData(ImageDataModule):
             )
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
-        return part == "train" or self.has_parts and self.folders[part] is not None
+        return part == "train" or part in self.folders
 
-    def open(self, part: Part) -> Source | None:  # noqa: D102
-        folder = self.folders[part] if self.has_parts else self.root if part == "train" else None
-        if folder is None:
-            return None
-        found = {name: list_images(folder / name) for name in _subfolders(folder)}
+    def prepare_data(self) -> None:
+        """Say, in one process, which folders were taken for what, and how many images they hold."""
+
+        def count(part: Part) -> int:
+            return sum(len(found) for found in self._images(part).values())
+
+        taken = [f"{part} from {printable(folder.name)} ({count(part)})" for part, folder in self.folders.items()]
+        taken = taken or [f"{count('train')}, of which validation and test are split off"]
+        log.info(f"images in {self._inner}: {', '.join(taken)}; classes: {short(self.class_names)}")
+
+    def open(self, part: Part) -> Source:  # noqa: D102
+        folder, found = self.folders.get(part, self._inner), self._images(part)
         for name in found:
             if name in self._classes:
                 continue
@@ -71,39 +89,15 @@ class FolderData(ImageDataModule):
                 "or --data.on_error=skip does without"
             )
         files = [(path, number) for number, name in enumerate(self._classes) for path in found.get(name, [])]
-        names = [path.relative_to(self._root()).as_posix() for path, _ in files]
-        return FileSource(self._root(), names, np.array([number for _, number in files], dtype=np.int64))
+        names = [path.relative_to(self.root).as_posix() for path, _ in files]
+        return FileSource(self.root, names, np.array([number for _, number in files], dtype=np.int64))
 
     def _skip(self, part: Part, path: Path, reason: str) -> None:
-        self.skipped.append(Skipped(part, printable(path.relative_to(self._root()).as_posix()), reason))
+        self.skipped.append(Skipped(part, printable(path.relative_to(self.root).as_posix()), reason))
 
-    def _root(self) -> Path:
-        assert self.root is not None  # checked at the start
-        return self.root
-
-    def _folder(self, part: str) -> Path | None:
-        return next((self._root() / name for name in SYNONYMS[part] if (self._root() / name).is_dir()), None)
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All images below a folder by extension, without hidden ones, sorted by path alike on every system."""
-    found, others = [], Counter[str]()
-    seen: set[tuple[int, int]] = set()  # a link to a folder above would go round and round
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        here = os.stat(parent)
-        if (here.st_dev, here.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((here.st_dev, here.st_ino))
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        visible = [Path(parent, f) for f in files if not f.startswith(".")]
-        found += [path for path in visible if path.suffix.lower() in EXTENSIONS]
-        others.update(path.suffix or path.name for path in visible if path.suffix.lower() not in EXTENSIONS)
-    if others:
-        kinds = ", ".join(f"{printable(kind)} ({count})" for kind, count in others.most_common(5))
-        log.info(f"{printable(str(folder))}: passed over {others.total()} files that are no images by name: {kinds}")
-    return sorted(found, key=lambda p: p.as_posix())
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    def _images(self, part: Part) -> dict[str, list[Path]]:
+        """Images of each sub-folder of a part."""
+        if part not in self._listed:
+            folder = self.folders.get(part, self._inner)
+            self._listed[part] = {name: list_images(folder / name) for name in subfolders(folder)}
+        return self._listed[part]

@@ -1,6 +1,6 @@
 """What a data module checks and fills in of its options, and how it seeds a step and normalises a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,21 @@ def check(good: bool, option: str, value: object, wanted: str) -> None:
     """Raise a UserError unless an option's value is good."""
     if not good:
         raise UserError(f"--data.{option}: {value} is not {wanted}")
+
+
+def check_ranges(options: Mapping[str, Any]) -> None:
+    """Raise a UserError unless the options that all data modules share, by name, are in their ranges."""
+    for share in ("val_fraction", "test_fraction", "label_noise"):
+        check(0 <= options[share] < 1, share, options[share], "a share from 0 to below 1")
+    for size in ("image_size", "train_size"):
+        check(options[size] is None or options[size] > 0, size, options[size], "a positive number of pixels")
+    train_fraction, batch_size, repeats = options["train_fraction"], options["batch_size"], options["repeats"]
+    check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
+    check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
+    check(repeats > 0, "repeats", repeats, "a positive number")
+    folds, fold = options["folds"], options["fold"]
+    check(folds is None or folds > 1, "folds", folds, "at least 2")
+    check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")
 
 
 def per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:

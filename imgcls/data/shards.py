@@ -37,7 +37,6 @@ from imgcls.images.shard_files import shard_files
 from imgcls.images.shards import ShardSource
 from imgcls.images.sources import Source
 
-OPEN = 16  # shards that a process keeps open
 GB = 1e9
 
 
@@ -82,9 +81,7 @@ class ShardData(ImageDataModule):
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part in self.files.facts["parts"]
 
-    def open(self, part: Part) -> Source | None:  # noqa: D102
-        if not self.has_official(part):
-            return None
+    def open(self, part: Part) -> Source:  # noqa: D102
         return ShardSource(self.files, part, self.window)
 
     def _setup_training_parts(self) -> None:

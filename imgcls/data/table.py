@@ -1,5 +1,6 @@
 import csv
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,15 +8,10 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.parts import part_named
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import LISTED, Skipped, first_of
 from imgcls.images.sources import FileSource, Source
-
-PARTS: dict[str, Part] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 class TableData(ImageDataModule):
@@ -29,9 +25,12 @@ class TableData(ImageDataModule):
         table: The file, .csv or .parquet.
         path_column: Paths, relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
-        split_column: train, val or test (or validation, dev …). Default: a column `split` if there is one.
+        split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
+            is one.
         allow_outside: Let paths leave `root`.
     """
+
+    root: Path
 
     def __init__(
         self,
@@ -53,44 +52,34 @@ class TableData(ImageDataModule):
         columns = read_columns(self.table)
         if split_column is None and "split" in columns:
             split_column = "split"
-        for option, name in {"path": path_column, "label": label_column, "split": split_column}.items():
-            if name is not None and name not in columns:
-                raise UserError(
-                    f"{self.table}: has no column {name!r}{near(name, columns)}; it has {', '.join(columns)} "
-                    f"(--data.{option}_column names another)"
-                )
-        paths, labels = columns[path_column], columns[label_column]
+        paths = column(self.table, columns, path_column, "path_column")
+        labels = column(self.table, columns, label_column, "label_column")
+        splits = column(self.table, columns, split_column, "split_column") if split_column else None
         self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
-        parts = self._parts_of(columns[split_column]) if split_column else ["train"] * len(paths)
+        parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
         known = {label for label, part in zip(labels, parts, strict=True) if label and part == "train"}
         bad = _bad_rows(paths, labels, parts, known)
         if bad and self.on_error == "raise":
             found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
             raise UserError(f"{first_of(found)}; mend the table, or leave such rows out with --data.on_error=skip")
-        for row, reason in bad.items():
-            self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
         good = [(row, *of) for row, of in enumerate(zip(paths, labels, parts, strict=True)) if row not in bad]
         known = {label for _, _, label, part in good if part == "train"}
         self._rows = [row for row in good if row[2] in known]
-        for row, path, label, part in good:
-            if label not in known:
-                self.skipped.append(
-                    Skipped(part, printable(f"{self._line(row)}: {path}"), f"label {label!r} has no training row left")
-                )
-        self.class_names = sorted(known, key=_as_number if _all_numbers(known) else None)
+        bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
+        for row, reason in bad.items():
+            self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
+        whole_numbers = all(re.fullmatch("-?\\d+", label) for label in known)
+        self.class_names = sorted(known, key=lambda label: (int(label) if whole_numbers else 0, label))
         if not known:
             raise UserError(f"{self.table}: has no rows to train on")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return any(of == part for *_, of in self._rows)
 
-    def open(self, part: Part) -> Source | None:  # noqa: D102
+    def open(self, part: Part) -> Source:  # noqa: D102
         rows = [(row, path, label) for row, path, label, of in self._rows if of == part]
-        if not rows:
-            return None
-        assert self.root is not None  # set at the start
         for row, path, _ in rows:
             outside = os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == ".."
             if outside and not self.allow_outside:
@@ -100,18 +89,17 @@ class TableData(ImageDataModule):
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
         source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
         source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
-        if (source.sizes[:, 0] < 0).all():
-            raise UserError(
-                f"{source.describe(0)}: is not there, nor is any of {len(rows)} files of the {part} part "
-                f"(paths are relative to {self.root}; --data.root names another folder)"
-            )
+        refuse_if_none_is_there(source, f"files of the {part} part")
         return source
 
     def _parts_of(self, values: list[str]) -> list[Part]:
+        parts = []
         for row, value in enumerate(values):
-            if value.lower() not in PARTS:
-                raise UserError(f"{self._line(row)}: split {value!r} is not one of {', '.join(PARTS)}")
-        return [PARTS[value.lower()] for value in values]
+            part = part_named(value)
+            if part is None:
+                raise UserError(f"{self._line(row)}: split {value!r} is no name of a part: train, val, test …")
+            parts.append(part)
+        return parts
 
     def _line(self, row: int) -> str:
         # the header is line 1 of a CSV file; a Parquet file has rows only
@@ -135,6 +123,29 @@ def _bad_rows(paths: list[str], labels: list[str], parts: Sequence[str], known: 
             # nobody can tell which is right: both go
             bad[same] = bad[row] = f"{path} is there twice, with another label or part"
     return dict(sorted(bad.items()))
+
+
+def column(table: Path, columns: dict[str, list[str]], name: str, option: str) -> list[str]:
+    """A column that an option names.
+
+    Raises:
+        UserError: The table has none of that name.
+    """
+    if name not in columns:
+        raise UserError(
+            f"{table}: has no column {name!r}{near(name, columns)}; it has {', '.join(columns)} "
+            f"(--data.{option} names another)"
+        )
+    return columns[name]
+
+
+def refuse_if_none_is_there(source: FileSource, files: str) -> None:
+    """Raise a UserError if a table's paths all lead nowhere: they are relative to another folder then."""
+    if len(source) and (source.sizes[:, 0] < 0).all():
+        raise UserError(
+            f"{source.describe(0)}: is not there, nor is any of {len(source)} {files} "
+            f"(paths are relative to {source.root}; --data.root names another folder)"
+        )
 
 
 def read_columns(table: Path) -> dict[str, list[str]]:
@@ -168,11 +179,3 @@ def _read_parquet(table: Path) -> dict[str, list[str]]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{table}: cannot be read as Parquet ({error})") from error
     return {name: ["" if v is None or v != v else str(v) for v in values] for name, values in columns.items()}
-
-
-def _all_numbers(labels: set[str]) -> bool:
-    return all(label.lstrip("-").isdecimal() for label in labels)
-
-
-def _as_number(label: str) -> tuple[int, str]:
-    return int(label), label

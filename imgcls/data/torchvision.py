@@ -1,6 +1,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.error import URLError
 
@@ -33,6 +34,7 @@ class Known:
         channels: 1 or 3.
         stats: Mean and standard deviation of the training images, where commonly used.
         options: Further constructor arguments, which the user may replace.
+        classes_by: Number of classes by the value of the only option, where it depends on that.
     """
 
     classes: int
@@ -41,6 +43,16 @@ class Known:
     channels: int = 3
     stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     options: Arguments = field(default_factory=dict)
+    classes_by: Mapping[str, int] = field(default_factory=dict)
+
+    def num_classes(self, given: Arguments) -> int:
+        """Number of classes with these constructor arguments."""
+        if not self.classes_by:
+            return given.get("num_classes", self.classes)  # an argument of FakeData alone
+        (option,) = self.options
+        if given[option] not in self.classes_by:
+            raise UserError(f"--data.options: {option} {given[option]!r} is not one of {', '.join(self.classes_by)}")
+        return self.classes_by[given[option]]
 
 
 TRAIN_TEST, ALL_THREE = _splits("train", "test"), _splits("train", "test", "val")
@@ -49,12 +61,21 @@ TRAIN_TEST, ALL_THREE = _splits("train", "test"), _splits("train", "test", "val"
 # from training.
 TEST_IS_VAL = _splits("train", "val")
 
+EMNIST_CLASSES = {"byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10}
+AIRCRAFT_CLASSES = {"variant": 100, "family": 70, "manufacturer": 41}
 KNOWN = {
     "MNIST": Known(10, size=28, channels=1, stats=((0.1307,), (0.3081,))),
     "FashionMNIST": Known(10, size=28, channels=1, stats=((0.2860,), (0.3530,))),
     "KMNIST": Known(10, size=28, channels=1, stats=((0.1918,), (0.3483,))),
     "QMNIST": Known(10, size=28, channels=1, stats=((0.1307,), (0.3081,))),
-    "EMNIST": Known(47, size=28, channels=1, stats=((0.1751,), (0.3332,)), options={"split": "balanced"}),
+    "EMNIST": Known(
+        47,
+        size=28,
+        channels=1,
+        stats=((0.1751,), (0.3332,)),
+        options={"split": "balanced"},
+        classes_by=EMNIST_CLASSES,
+    ),
     "USPS": Known(10, size=16, channels=1),
     "CIFAR10": Known(10, size=32, stats=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),
     "CIFAR100": Known(100, size=32, stats=((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))),
@@ -63,7 +84,7 @@ KNOWN = {
     "Food101": Known(101, TRAIN_TEST),
     "Flowers102": Known(102, ALL_THREE),
     "OxfordIIITPet": Known(37, _splits("trainval", "test")),
-    "FGVCAircraft": Known(100, ALL_THREE, options={"annotation_level": "variant"}),
+    "FGVCAircraft": Known(100, ALL_THREE, options={"annotation_level": "variant"}, classes_by=AIRCRAFT_CLASSES),
     "DTD": Known(47, ALL_THREE),
     "EuroSAT": Known(10, NO_TEST, size=64),
     "GTSRB": Known(43, TRAIN_TEST),
@@ -77,11 +98,14 @@ KNOWN = {
     "RenderedSST2": Known(2, ALL_THREE),
     "SUN397": Known(397, NO_TEST),
     "StanfordCars": Known(196, TRAIN_TEST),
-    # images are drawn from their number plus an offset: parts must not overlap
-    "FakeData": Known(10, {"train": {}, "test": {"random_offset": 1_000_000}}, size=32, options={"size": 1000}),
+    # an image's number plus an offset seeds its pixels: parts must not overlap
+    "FakeData": Known(
+        10,
+        {"train": {}, "test": {"random_offset": 1_000_000}},
+        size=32,
+        options={"size": 1000, "image_size": (3, 32, 32)},
+    ),
 }
-EMNIST_CLASSES = {"byclass": 62, "bymerge": 47, "balanced": 47, "letters": 26, "digits": 10, "mnist": 10}
-AIRCRAFT_CLASSES = {"variant": 100, "family": 70, "manufacturer": 41}
 
 
 class TorchvisionData(ImageDataModule):
@@ -112,25 +136,20 @@ class TorchvisionData(ImageDataModule):
         self.name: str = name
         self.known = _known(name, classes)
         self.options = {**self.known.options, **(options or {})}
-        if name == "FakeData":
-            self.options.setdefault("image_size", (3, 32, 32))
         self.download = download
         self.native_size, self.native_channels = self.known.size, self.known.channels
         if self.known.stats:
             self.native_mean, self.native_std = self.known.stats
-        self._num_classes = classes or _num_classes(name, self.options, self.known)
-        self._class_names: list[str] | None = None
+        self._num_classes = classes or self.known.num_classes(self.options)
         super().__init__(root=root, **kwargs)
 
     @property
     def num_classes(self) -> int:  # noqa: D102
         return self._num_classes
 
-    @property
+    @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]  # noqa: D102
-        if self._class_names is None:
-            self._class_names = self._names_of(self._construct("train"))
-        return self._class_names
+        return self._names_of(self._construct("train"))
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part in self.known.parts
@@ -141,18 +160,15 @@ class TorchvisionData(ImageDataModule):
             for part in self.known.parts:
                 self._construct(part, download=True)
 
-    def open(self, part: Part) -> Source | None:  # noqa: D102
-        if part not in self.known.parts:
-            return None
+    def open(self, part: Part) -> Source:  # noqa: D102
         items = self._construct(part)
         label = _labels(items)
         if self._is_letters():
             label = label - 1  # they count from 1; class 0 is 'N/A' and empty
-        if self._class_names is None:
-            self._class_names = self._names_of(items)
-        if len(self._class_names) != self.num_classes or label.min() < 0 or label.max() >= self.num_classes:
+        self.class_names = self._names_of(items)
+        if len(self.class_names) != self.num_classes or label.min() < 0 or label.max() >= self.num_classes:
             raise UserError(
-                f"--data.name {self.name}: has {len(self._class_names)} class names and labels {label.min()} to "
+                f"--data.name {self.name}: has {len(self.class_names)} class names and labels {label.min()} to "
                 f"{label.max()}, expected {self.num_classes} classes; --data.classes sets their number"
             )
         image = _array(items)
@@ -203,33 +219,15 @@ def _known(name: str, classes: int | None) -> Known:
     raise UserError(f"--data.name: torchvision has no classification data set {name!r}{hint}")
 
 
-def _num_classes(name: str, options: Arguments, known: Known) -> int:
-    choices: dict[str, tuple[str, dict[str, int]]] = {
-        "EMNIST": ("split", EMNIST_CLASSES),
-        "FGVCAircraft": ("annotation_level", AIRCRAFT_CLASSES),
-    }
-    if name == "FakeData":
-        return options.get("num_classes", known.classes)
-    if name not in choices:
-        return known.classes
-    option, numbers = choices[name]
-    if options[option] not in numbers:
-        raise UserError(f"--data.options: {option} {options[option]!r} is not one of {', '.join(numbers)}")
-    return numbers[options[option]]
-
-
 def _labels(items: Any) -> np.ndarray:
     """Labels (N,) int64 without decoding an image where the data set has them at hand."""
-    for attribute in ("targets", "labels", "_labels", "y"):
-        if (found := getattr(items, attribute, None)) is not None:
-            found = np.asarray(found)
-            return (found[:, 0] if found.ndim == 2 else found).astype(np.int64)  # QMNIST has columns of metadata
     if isinstance(items, datasets.PCAM):
         with items.h5py.File(items._base_folder / items._FILES[items._split]["targets"][0]) as file:
             return file["y"][:, 0, 0, 0].astype(np.int64)
-    for attribute in ("_samples", "samples"):
+    for attribute in ("targets", "labels", "_labels", "y", "_samples", "samples"):
         if (found := getattr(items, attribute, None)) is not None:
-            return np.array([label for _, label in found], dtype=np.int64)
+            found = np.asarray([label for _, label in found] if attribute.endswith("samples") else found)
+            return (found[:, 0] if found.ndim == 2 else found).astype(np.int64)  # QMNIST has columns of metadata
     return np.array([int(items[i][1]) for i in range(len(items))], dtype=np.int64)
 
 

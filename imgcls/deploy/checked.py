@@ -48,7 +48,7 @@ def export(
         count: Number of images to check on.
         tolerance: Largest difference of a probability, before any quantisation; a hundredth of it where images have
             the model's size already, and no pixel is rounded.
-        int8_tolerance: Quantise, for validation accuracy of at most so much; None: no.
+        int8_tolerance: Quantise to int8 if that costs at most so much validation accuracy; None: do not quantise.
 
     Raises:
         UserError: The data is not there, or the file would not do what the run does; nothing was written.

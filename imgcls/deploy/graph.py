@@ -58,7 +58,7 @@ class Exported(nn.Module):
     """A trained classifier with all that comes before and after it.
 
     Args:
-        model: The classifier, merged; it serves no other purpose after that.
+        model: The classifier, merged; it is changed, and not to be used otherwise.
         resize_crop: How images are resized and cropped.
         mean: Per channel, in 0..1.
         std: Per channel, in 0..1.

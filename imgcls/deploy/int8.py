@@ -1,9 +1,10 @@
 """Weights and activations of an ONNX graph as 8-bit integers, and what that costs and gains."""
 
-import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from timeit import timeit
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,10 @@ ROUNDS = 15
 
 class _Batches(CalibrationDataReader):
     def __init__(self, batches: Iterable[np.ndarray]) -> None:
-        self.batches = iter(batches)
+        self.inputs = ({"image": image} for image in batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self.batches, None)
-        return None if image is None else {"image": image}
+        return next(self.inputs, None)
 
 
 def quantize(proto: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.ModelProto:
@@ -61,16 +61,13 @@ def cost(before: Runner, after: Runner, batches: Iterable[tuple[np.ndarray, np.n
         batches: uint8 images (B, C, H, W) and label (B,); the first batch is timed, alternately with both, and the
             fastest rounds are compared, as whatever else runs on the machine only slows.
     """
-    right, images, seconds = np.zeros(2), 0, ([], [])  # type: ignore[var-annotated]
+    right, images = np.zeros(2), 0
     for image, label in batches:
         if not images:
             timed = image
         right += [(run(image).argmax(1) == label).sum() for run in (before, after)]
         images += len(label)
-    for _ in range(ROUNDS):
-        for run, times in zip((before, after), seconds, strict=True):
-            start = time.perf_counter()
-            run(timed)
-            times.append(time.perf_counter() - start)
-    accuracy, speed_up = (right / images).tolist(), min(seconds[0]) / min(seconds[1])
+    seconds = [[timeit(partial(run, timed), number=1) for run in (before, after)] for _ in range(ROUNDS)]
+    accuracy, fastest = (right / images).tolist(), np.min(seconds, axis=0)
+    speed_up = float(fastest[0] / fastest[1])
     return {"images": images, "acc_float32": accuracy[0], "acc_int8": accuracy[1], "speed_up": speed_up}

@@ -18,7 +18,7 @@ def interval(right: int, images: int) -> tuple[float, float]:
 
 
 def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:
-    """Share of images (N, K) whose class (N,) has one of the k largest logits; of equals the first is the larger."""
+    """Share of images (N, K) whose class (N,) is among the k largest logits; of equal ones the first is larger."""
     own, number = logits[np.arange(len(label)), label, None], np.arange(logits.shape[1])
     before = (logits > own) | ((logits == own) & (number < label[:, None]))
     return float((before.sum(1) < k).mean())
@@ -48,7 +48,7 @@ def by_class(probability: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:
-    """Chance that a positive image scores higher than a negative one, equals counting half; nan without one of each.
+    """Chance that a positive image scores higher than a negative one, ties counting half; nan without one of each.
 
     Args:
         score: (N,).
@@ -80,9 +80,8 @@ def slices(right: np.ndarray, columns: Mapping[str, Sequence[str]], most: int = 
     """
     found: dict[str, list[dict] | None] = {}
     for name, column in columns.items():
-        number = {value: k for k, value in enumerate(sorted(set(column)))}
-        place = np.array([number[value] for value in column])
-        groups = [(value, right[place == k]) for value, k in number.items()] if len(number) <= most else []
+        values, place = np.unique(np.array(column, dtype=object), return_inverse=True)
+        groups = [(value, right[place == k]) for k, value in enumerate(values)] if len(values) <= most else []
         found[name] = [{"value": value, "images": len(of), **accuracy(of)} for value, of in groups] or None
     return found
 

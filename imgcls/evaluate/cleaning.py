@@ -1,4 +1,4 @@
-"""Which images a clean data set does without, and why. Shapes: N images, in the order in which copies are kept."""
+"""Which images are left out of a cleaned data set, and why. Shapes: N images, in the order in which copies are kept."""
 
 from enum import StrEnum
 

@@ -1,4 +1,4 @@
-"""Images that are there more than once: the same pixels, or the same picture saved, resized, lit or cut a little anew.
+"""Images that are there more than once: the same pixels, or the same picture saved, resized, lit or cropped anew.
 
 Shapes: N images, P pairs.
 """
@@ -28,10 +28,10 @@ def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
 
 def members(group: np.ndarray) -> list[list[int]]:
     """Positions of the images of each group (N,) that has more than one, in their order."""
-    _, first, place, count = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
-    several = np.flatnonzero(count[place] > 1)
-    several = several[np.lexsort((several, first[place[several]]))]
-    return [part.tolist() for part in np.split(several, np.flatnonzero(np.diff(place[several])) + 1) if len(part)]
+    found: dict[int, list[int]] = {}
+    for position, number in enumerate(group.tolist()):
+        found.setdefault(number, []).append(position)
+    return [positions for positions in found.values() if len(positions) > 1]
 
 
 def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
 
     As in a perceptual hash (Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010) an image
     is described by its 8 by 8 lowest frequencies (DCT) without the mean. They are kept as numbers, weighted by their
-    frequency and scaled to length 1: a sign turns over by nothing where a frequency is weak. How close is too close
+    frequency and scaled to length 1: a sign flips by chance where a frequency is weak. How close is too close
     differs between data sets, 28-pixel shoes and photographs: the distance of a pair is held against that to the
     nearest 0.5 % of other images, found in a sample. What passes is checked at 16 by 16 frequencies and by contrast.
     All pairs are tried, in blocks: 5 · 10⁹ for 100,000 images. Pictures with next to no contrast match none.
@@ -57,7 +57,7 @@ def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
     coarse, contrast = coarse[usable], contrast[usable]
     reach = NEAR * _neighbour_distance(coarse, seed)
     group = np.arange(len(usable))
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    found = [(np.empty((0, 2), np.int64), np.empty(0, np.float32), np.empty(0, bool))]
     for mirrored in (False, True):
         other = coarse * _mirror(COARSE) if mirrored else coarse
         for start in range(0, len(coarse), ROWS):
@@ -68,13 +68,10 @@ def near_duplicates(gray: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.nda
             alike = _likeness(gray, usable[i], usable[j], mirrored)
             pairs = np.stack([i, j], 1)[alike >= ALIKE]
             if len(pairs):
-                first = np.unique(group, return_index=True)[1][group]
-                group = groups_of(np.concatenate([pairs, np.stack([np.arange(len(group)), first], 1)]), len(group))
-                found.append((usable[pairs], alike[alike >= ALIKE], np.full(len(pairs), mirrored)))
-    if not found:
-        return np.empty((0, 2), np.int64), np.empty(0, np.float32), np.empty(0, bool)
+                found.append((pairs, alike[alike >= ALIKE], np.full(len(pairs), mirrored)))
+                group = groups_of(np.concatenate([pairs for pairs, _, _ in found]), len(usable))
     pairs, alike, flipped = (np.concatenate(column) for column in zip(*found, strict=True))
-    return pairs, alike, flipped
+    return usable[pairs], alike, flipped
 
 
 def _describe(gray: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

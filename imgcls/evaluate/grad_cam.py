@@ -1,23 +1,21 @@
 """Where in an image a network sees a class.
 
 Grad-CAM of Selvaraju et al., Grad-CAM: visual explanations from deep networks via gradient-based localization (ICCV
-2017), equations 1 and 2, on the last feature map of which the class depends; tokens of a transformer are such a map.
+2017), equations 1 and 2, on the last feature map on which the class depends; tokens of a transformer are such a map.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import isqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.evaluate.responses import by_channel
+from imgcls.evaluate.responses import by_channel, outputs_of
 
 
 @torch.enable_grad()
 def grad_cam(network: nn.Module, image: Tensor, classes: Tensor) -> Tensor | None:
-    """How much each place of an image speaks for a class, in 0..1: the largest value of a map is 1, unless all are 0.
+    """How much each pixel of an image supports a class, in 0..1: the largest value of a map is 1, unless all are 0.
 
     Args:
         network: Images to logits (N, K), in eval mode, so that images do not mix.
@@ -27,15 +25,16 @@ def grad_cam(network: nn.Module, image: Tensor, classes: Tensor) -> Tensor | Non
     Returns:
         Maps (N, M, S, S) float32; None if the network has no feature map, as one of linear layers.
     """
-    with _spatial_outputs(network, len(image)) as outputs:
+    with outputs_of(module for module in network.modules() if module is not network) as found:
         logits = network(image.detach().clone().requires_grad_())
+    outputs = [output for _, output in found if len(output) == len(image) and _has_places(output)]
     score = logits.gather(1, classes.to(logits.device)).sum(0)  # of each of M classes, over images that do not mix
     for output in reversed(outputs):
         if output.shape[1:] != outputs[-1].shape[1:] or not output.requires_grad:
             continue
         gradients = [torch.autograd.grad(s, output, retain_graph=True, allow_unused=True)[0] for s in score]
         maps = [_weighted(output, g) for g in gradients if g is not None]
-        # behind the last attention a class token hears nothing of the others: their map is one step before
+        # after the last attention the logits depend on the class token alone: the patches' map is an earlier output
         if len(maps) == len(gradients) and any(bool(_patches(g).any()) for g in gradients):
             map_NMhw = torch.stack(maps, 1)
             large = F.interpolate(map_NMhw, image.shape[-2:], mode="bilinear", align_corners=False)
@@ -57,24 +56,10 @@ def _patches(output: Tensor) -> Tensor:
     return feature_NCP[:, :, feature_NCP.shape[2] - isqrt(feature_NCP.shape[2]) ** 2 :]
 
 
-@contextmanager
-def _spatial_outputs(network: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """What modules give in a pass of `count` images that has places: square maps, and tokens; in order of time."""
-    found: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: object, output: object) -> None:
-        if not isinstance(output, Tensor) or len(output) != count:
-            return
-        shape = output.shape
-        is_map = output.ndim == 4 and (shape[1] == shape[2] > 1 or shape[2] == shape[3] > 1)
-        # more tokens besides the patches than a class token and some registers: not patches of a square
-        is_tokens = output.ndim == 3 and shape[1] - isqrt(shape[1]) ** 2 < 10 and shape[1] >= 4
-        if is_map or is_tokens:
-            found.append(output)
-
-    handles = [module.register_forward_hook(keep) for module in network.modules() if module is not network]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+def _has_places(output: Tensor) -> bool:
+    """Whether an output is a square map, or tokens of a square of patches."""
+    shape = output.shape
+    if output.ndim == 4:
+        return shape[1] == shape[2] > 1 or shape[2] == shape[3] > 1
+    # more tokens besides the patches than a class token and some registers: not patches of a square
+    return output.ndim == 3 and shape[1] - isqrt(shape[1]) ** 2 < 10 and shape[1] >= 4

@@ -27,7 +27,11 @@ def label_errors(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
     others = np.maximum(len(label) - images, 1)
     chance = (probability.sum(0) - np.bincount(label, own, minlength=classes)) / others
     unlikely = (own <= UNLIKELY * chance[label]) & (probability.argmax(1) != label)
-    wrong = np.round(images * (1 - _share_right(probability, label))).astype(np.int64)
+    belongs = confident_class(probability, label)
+    counted, right = (np.bincount(label[of], minlength=classes) for of in (belongs >= 0, belongs == label))
+    # where no image belongs to any class, nothing speaks against the labels
+    share_right = np.where(counted > 0, right / np.maximum(counted, 1), 1.0)
+    wrong = np.round(images * (1 - share_right)).astype(np.int64)
     order = np.lexsort((own, label))  # class by class, the least probable label first
     place = np.empty_like(order)
     place[order] = np.arange(len(label)) - (np.cumsum(images) - images)[label[order]]
@@ -52,11 +56,3 @@ def confident_class(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
     threshold[images == 0] = np.inf  # nothing is known of such a class
     above = np.where(probability >= threshold - 1e-9, probability, -1.0)
     return np.where(above.max(1) >= 0, above.argmax(1), -1)
-
-
-def _share_right(probability: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Share (K,) of each class's images that confidently belong to it, among those that do to any; 1 for none."""
-    belongs, classes = confident_class(probability, label), probability.shape[1]
-    counted = np.bincount(label[belongs >= 0], minlength=classes)
-    right = np.bincount(label[belongs == label], minlength=classes)
-    return np.where(counted > 0, right / np.maximum(counted, 1), 1.0)

@@ -4,7 +4,7 @@ After Zeiler and Fergus, Visualizing and Understanding Convolutional Networks (E
 place of a deconvolution, says what a unit sees.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -45,12 +45,13 @@ def strongest_patches(
     Returns:
         For each layer a list of channels, each a list of patches, the strongest first.
     """
+    names = {network.get_submodule(name): name for name in layers}
     largest: dict[str, list[Tensor]] = {}
     for batch in image.split(batch_size):
-        with torch.no_grad(), _outputs(network, layers) as found:
+        with torch.no_grad(), outputs_of(names) as found:
             network(batch)
-        for name, output in found.items():
-            largest.setdefault(name, []).append(by_channel(output).amax(2))
+        for module, output in dict(found).items():
+            largest.setdefault(names[module], []).append(by_channel(output).amax(2))
     result: dict[str, list[list[Patch]]] = {}
     for name, parts in largest.items():
         response = torch.cat(parts)  # (N, C)
@@ -63,27 +64,24 @@ def strongest_patches(
 
 def _patch(network: nn.Module, layer: str, image: Tensor, number: int, channel: int) -> Patch:
     pixels = image[number : number + 1].clone().requires_grad_()
-    with torch.enable_grad(), _outputs(network, [layer]) as found:
+    with torch.enable_grad(), outputs_of([network.get_submodule(layer)]) as found:
         network(pixels)
-        (gradient,) = torch.autograd.grad(by_channel(found[layer])[0, channel].max(), pixels)
+        (gradient,) = torch.autograd.grad(by_channel(found[-1][1])[0, channel].max(), pixels)
     seen = gradient.abs().sum((0, 1))
     rows, columns = (seen >= SEEN * seen.max()).nonzero(as_tuple=True)
     return Patch(number, (int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1))
 
 
 @contextmanager
-def _outputs(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What those modules give in the passes within."""
-    found: dict[str, Tensor] = {}
+def outputs_of(modules: Iterable[nn.Module]) -> Iterator[list[tuple[nn.Module, Tensor]]]:
+    """What each of some modules gives in the passes within, in order of time: tensors of two to four dimensions."""
+    found: list[tuple[nn.Module, Tensor]] = []
 
-    def keep(name: str) -> "torch.utils.hooks.RemovableHandle":
-        def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim in (2, 3, 4):
-                found[name] = output
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim in (2, 3, 4):
+            found.append((module, output))
 
-        return network.get_submodule(name).register_forward_hook(hook)
-
-    handles = [keep(name) for name in layers]
+    handles = [module.register_forward_hook(keep) for module in modules]
     try:
         yield found
     finally:

@@ -77,7 +77,7 @@ def evaluation(
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
-    """The temperature that validation images, logits (N, K) and labels (N,), ask for, and what it does to them.
+    """The temperature fitted to validation images, logits (N, K) and labels (N,), and their scores before and after.
 
     None where there is no best one, see `fit_temperature`.
     """

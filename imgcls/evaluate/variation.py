@@ -15,7 +15,7 @@ import torch
 from kornia.augmentation import RandomRain
 from kornia.enhance import jpeg_codec_differentiable
 from kornia.filters import gaussian_blur2d
-from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from kornia.geometry.transform import rotate, scale
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,15 +26,15 @@ Variation = Callable[[Tensor, int, torch.Generator], Tensor]
 def size(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Smaller by up to 0.4, or larger by the inverse; the border's pixels fill what becomes free."""
     factor = (0.9, 0.75, 0.6, 0.5, 0.4)[severity - 1]
-    larger = _coin(image, generator)
-    return _warp(image, torch.where(larger, 1 / factor, factor), torch.zeros(len(image)))
+    factor_B = torch.where(_coin(image, generator), 1 / factor, factor).to(image.device)
+    return scale(image, factor_B[:, None].expand(-1, 2), padding_mode="border")
 
 
 def orientation(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Rotated by 10 to 90 degrees to the left or to the right; the border's pixels fill what becomes free."""
     degrees = (10.0, 20.0, 35.0, 60.0, 90.0)[severity - 1]
-    left = _coin(image, generator)
-    return _warp(image, torch.ones(len(image)), torch.where(left, degrees, -degrees))
+    degrees_B = torch.where(_coin(image, generator), -degrees, degrees).to(image.device)
+    return rotate(image, degrees_B, padding_mode="border")
 
 
 def lighting(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -123,14 +123,6 @@ def vary(image: Tensor, variation: Variation, severity: int, batch: int) -> Tens
 
 def _coin(image: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(len(image), generator=generator) < 0.5
-
-
-def _warp(image: Tensor, scale: Tensor, degrees: Tensor) -> Tensor:
-    count, _, height, width = image.shape
-    center = torch.tensor([(width - 1) / 2, (height - 1) / 2]).expand(count, 2)
-    matrix = get_affine_matrix2d(torch.zeros(count, 2), center, scale[:, None].expand(count, 2), degrees)
-    matrix = matrix[:, :2].to(image.device, image.dtype)
-    return warp_affine(image, matrix, (height, width), padding_mode="border", align_corners=True)
 
 
 def _texture(image: Tensor, channels: int, generator: torch.Generator) -> Tensor:

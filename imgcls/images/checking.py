@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -129,11 +130,10 @@ def _broken(parts: Parts, caches: Caches, num_workers: int | None, processes: Pr
         if len(mine) > FEW:
             log.info(f"{part}: checking that {len(new)} images can be read, once")
         loader = each_once(_Check(caches.cached(source, index, resize_crop), resize_crop), mine, workers)
-        shares: list[Any] = [{number: reason for batch in loader for number, reason in batch}]
+        shares: list[Any] = [[broken for batch in loader for broken in batch]] * processes.world_size
         if processes.world_size > 1:
-            mine_only, shares = shares[0], [None] * processes.world_size
-            torch.distributed.all_gather_object(shares, mine_only)
-        found[part] = {number: reason for share in shares for number, reason in share.items()}
+            torch.distributed.all_gather_object(shares, shares[0])
+        found[part] = dict(chain(*shares))
         if stamps is not None:
             fresh.append(stamps[new[~np.isin(new, list(found[part]))]])
     if processes.local_rank == 0:
@@ -148,12 +148,8 @@ def each_once(dataset: Dataset, numbers: Sequence[int], workers: int) -> DataLoa
         sampler=[numbers[k : k + 32] for k in range(0, len(numbers), 32)],  # type: ignore[arg-type]
         batch_size=None,
         num_workers=workers if len(numbers) > FEW else 0,
-        collate_fn=_as_it_is,
+        collate_fn=list,  # as it is; the default makes tensors of arrays
     )
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
 
 
 class _Check(Dataset):

@@ -2,11 +2,11 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -78,8 +78,8 @@ def decode_file(path: Path, resize_crop: ResizeCrop) -> Tensor:
     Raises:
         BrokenImage: The file cannot be read as an image.
     """
-    with _read(path) as content:
-        return decode_bytes(content, resize_crop)
+    with reading(printable, str(path)):
+        return decode_bytes(read_file(path), resize_crop)
 
 
 def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
@@ -92,16 +92,6 @@ def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
             image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
         return decode(ImageOps.exif_transpose(image), resize_crop)
-
-
-def original_file(path: Path) -> Original:
-    """Read an image file as it is stored.
-
-    Raises:
-        BrokenImage: The file cannot be read as an image.
-    """
-    with _read(path) as content:
-        return original_bytes(content)
 
 
 def original_bytes(content: bytes) -> Original:
@@ -120,21 +110,41 @@ def original(image: Image.Image) -> Original:
     return Original(size, mode, to_channels(ImageOps.exif_transpose(image), 1 if gray else 3))
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: It is no file, or cannot be read; the text says why.
+    """
+    if not path.is_file():  # opening a pipe would wait for a writer for ever
+        absent = "it is a link to nothing" if path.is_symlink() else "there is no such file"
+        raise OSError("it is no file" if path.exists() else absent)
+    return path.read_bytes()
+
+
 @contextmanager
-def _read(path: Path) -> Iterator[bytes]:
-    """What an image file holds; whatever goes wrong with it is a BrokenImage."""
+def reading(name: Callable[..., str], *of: Any) -> Iterator[None]:
+    """Whatever goes wrong while an image is read is a BrokenImage, which is named `name(*of)`."""
     try:
-        if not path.is_file():  # opening a pipe would wait for a writer for ever
-            raise FileNotFoundError
-        yield path.read_bytes()
-    except MemoryError:
-        raise  # says nothing about the image
+        yield
+    except (MemoryError, UserError):
+        raise  # the one says nothing about the image, the other all
     except Exception as error:  # parsers of damaged files raise anything: struct.error, IndexError, zlib.error …
-        raise BrokenImage(printable(str(path)), _reason(path, error)) from error
+        raise BrokenImage(name(*of), _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "there is no permission to read it"
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is no image"
+    return printable(one_line(error))
 
 
 @contextmanager
 def _opened(content: bytes) -> Iterator[Image.Image]:
+    if not content:
+        raise ValueError("it is empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
         with Image.open(io.BytesIO(content)) as image:
@@ -148,22 +158,6 @@ def encode_png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def reason_of(error: Exception) -> str:
-    """What an error says, on one line."""
-    return printable(one_line(error))
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if not path.is_file():
-        link = path.is_symlink() and not path.exists()
-        return "it is a link to nothing" if link else "it is no file" if path.exists() else "there is no such file"
-    if isinstance(error, PermissionError):
-        return "there is no permission to read it"
-    if isinstance(error, UnidentifiedImageError):
-        return "it is empty" if path.stat().st_size == 0 else "its content is no image"
-    return reason_of(error)
 
 
 def _decode_jpeg(content: bytes, resize_crop: ResizeCrop) -> Tensor:

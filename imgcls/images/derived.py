@@ -25,11 +25,8 @@ class JoinedSource(Source):
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         number = np.asarray(index)
         in_second = number >= len(self.first)
-        parts = [self.first.images(number[~in_second].tolist(), resize_crop)] if not in_second.all() else []
-        parts += (
-            [self.second.images((number[in_second] - len(self.first)).tolist(), resize_crop)] if in_second.any() else []
-        )
-        joined = torch.cat(parts)
+        asked = (self.first, number[~in_second]), (self.second, number[in_second] - len(self.first))
+        joined = torch.cat([source.images(numbers.tolist(), resize_crop) for source, numbers in asked if len(numbers)])
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
 
     def encoded(self, number: int) -> bytes:  # noqa: D102

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.errors import UserError, one_line
+from imgcls.system.files import replacing
 from imgcls.system.resources import user_cache
 
 FORMAT = 1
@@ -44,10 +45,7 @@ class ShardFiles:
         self.name = hashlib.blake2b(place.encode() + text, digest_size=8).hexdigest()
 
     def _read(self, name: str) -> bytes:
-        return (self._folder() / name).read_bytes()
-
-    def _folder(self) -> Path:
-        return Path(self.place).expanduser()
+        return Path(self.place, name).read_bytes()
 
     def path(self, name: str, size: int) -> Path:
         """Where a file that is read all the time lies.
@@ -55,7 +53,7 @@ class ShardFiles:
         Raises:
             UserError: It is not there, or not of that many bytes.
         """
-        path = self._folder() / name
+        path = Path(self.place, name)
         found = path.stat().st_size if path.is_file() else None
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
@@ -124,21 +122,18 @@ class RemoteFiles(ShardFiles):
             fcntl.flock(lock, fcntl.LOCK_EX)  # others wait for one download instead of making their own
             if path.exists():
                 return
-            part = path.with_suffix(".part")
-            with explained(f"{self.place}/{path.name}"):
+            with explained(f"{self.place}/{path.name}"), replacing(path) as part:
                 for trial in range(TRIES):
                     try:
                         system, place = _connect(self.place)
                         system.get_file(f"{place}/{path.name}", str(part))
                         break
-                    except (OSError, TimeoutError) as error:
+                    except OSError as error:
                         if trial == TRIES - 1 or isinstance(error, FileNotFoundError | PermissionError):
                             raise
                         time.sleep(2**trial)
-            if part.stat().st_size != size:
-                found = part.stat().st_size
-                raise UserError(f"{self.place}/{path.name}: has {found} bytes, expected {size}; copy the pack anew")
-            os.replace(part, path)
+                if (found := part.stat().st_size) != size:
+                    raise UserError(f"{self.place}/{path.name}: has {found} bytes, expected {size}; copy the pack anew")
         if path.suffix == ".tar":
             self._make_room(path)
 
@@ -177,5 +172,5 @@ def explained(place: str) -> Iterator[None]:
 def shard_files(place: str, folder: str | None, limit: float) -> ShardFiles:
     """The files of the pack at a folder or URL; `folder` keeps what comes from a URL, up to `limit` bytes of shards."""
     if "://" not in place:
-        return ShardFiles(place)
+        return ShardFiles(str(Path(place).expanduser()))
     return RemoteFiles(place.rstrip("/"), Path(folder).expanduser() if folder else user_cache() / "shards", limit)

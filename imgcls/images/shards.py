@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from imgcls.errors import UserError
-from imgcls.images.decode import ResizeCrop, decode_bytes, stack
 from imgcls.images.shard_files import ShardFiles
-from imgcls.images.sources import Blocks, Part, Source
+from imgcls.images.sources import Blocks, EncodedSource, Part
 
 OPEN = 16  # shards that a process keeps open
 
 
-class ShardSource(Source):
+class ShardSource(EncodedSource):
     """One part of a pack; in memory are a few numbers per shard, the rest is mapped or read when it is needed.
 
     Args:
@@ -47,14 +45,6 @@ class ShardSource(Source):
         self._forget()
         for number, (_, size) in enumerate(self.shards):
             files.check(shard_name(part, number), size)
-
-    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
-        return stack([self._image(number, resize_crop) for number in index])
-
-    def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
-        content = self.encoded(number)
-        with self._reading(number):
-            return decode_bytes(content, resize_crop)
 
     def describe(self, number: int) -> str:  # noqa: D102
         return f"{self.files.place}/{shard_name(self.part, self._shard(number))}: {self.names[number]}"

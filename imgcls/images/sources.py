@@ -5,30 +5,29 @@ import hashlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from imgcls.errors import printable
 from imgcls.images.decode import (
-    BrokenImage,
     Original,
     ResizeCrop,
     decode,
-    decode_file,
+    decode_bytes,
     encode_png,
     original,
     original_bytes,
-    original_file,
-    reason_of,
+    read_file,
+    reading,
     resize_crop_batch,
     stack,
 )
@@ -99,18 +98,8 @@ class Source(ABC):
         Raises:
             BrokenImage: It cannot be read.
         """
-        with self._reading(number):
+        with reading(self.describe, number):
             return original_bytes(self.encoded(number))
-
-    @contextmanager
-    def _reading(self, number: int) -> Iterator[None]:
-        """Whatever goes wrong with an image is a BrokenImage."""
-        try:
-            yield
-        except (MemoryError, BrokenImage):
-            raise  # the one says nothing about the image, the other all
-        except Exception as error:  # parsers of damaged files, and readers of data sets, raise anything
-            raise BrokenImage(self.describe(number), reason_of(error)) from error
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -155,21 +144,29 @@ class ArraySource(Source):
         return resize_crop_batch(self.image[torch.as_tensor(index)], resize_crop).contiguous()
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
-        return encode_png(self._picture(number))
-
-    def original(self, number: int) -> Original:  # noqa: D102
-        return original(self._picture(number))
-
-    def _picture(self, number: int) -> Image.Image:
         pixels = self.image[number].numpy()
-        return Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
 
 
-class FileSource(Source):
-    """Image files, decoded when they are fetched.
+class EncodedSource(Source):
+    """Images of which `encoded` reads the bytes, as an image file holds them; decoded when they are fetched."""
+
+    @abstractmethod
+    def encoded(self, number: int) -> bytes: ...  # noqa: D102
+
+    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
+        return stack([self._image(number, resize_crop) for number in index])
+
+    def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
+        with reading(self.describe, number):
+            return decode_bytes(self.encoded(number), resize_crop)
+
+
+class FileSource(EncodedSource):
+    """Image files.
 
     Args:
         root: Folder of the files.
@@ -194,17 +191,11 @@ class FileSource(Source):
         sizes = "\n".join(map(str, self.sizes[:, 0].tolist()))
         return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
 
-    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
-        return stack([decode_file(self.root / self.paths[i], resize_crop) for i in index])
-
     def encoded(self, number: int) -> bytes:  # noqa: D102
-        return (self.root / self.paths[number]).read_bytes()
+        return read_file(self.file(number))
 
     def file(self, number: int) -> Path:  # noqa: D102
         return self.root / self.paths[number]
-
-    def original(self, number: int) -> Original:  # noqa: D102
-        return original_file(self.root / self.paths[number])
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
@@ -225,21 +216,15 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
 
 
-class Items(Protocol):
-    """What torchvision's data sets have in common."""
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, object]: ...  # noqa: D105
-
-
 class ItemSource(Source):
     """A data set that yields (PIL image, label) by number."""
 
-    def __init__(self, items: Items, label: np.ndarray, part: str) -> None:
+    def __init__(self, items: Dataset[tuple[Image.Image, Any]], label: np.ndarray, part: str) -> None:
         super().__init__(label, NumberedNames(part, len(label)))
         self.items = items
 
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
-        return stack([self._image(int(i), resize_crop) for i in index])
+        return stack([self._image(number, resize_crop) for number in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return encode_png(self.items[number][0])
@@ -250,11 +235,11 @@ class ItemSource(Source):
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
     def original(self, number: int) -> Original:  # noqa: D102
-        with self._reading(number):
+        with reading(self.describe, number):
             return original(self.items[number][0])
 
     def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
-        with self._reading(number):
+        with reading(self.describe, number):
             return decode(self.items[number][0], resize_crop)
 
 

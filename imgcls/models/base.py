@@ -6,12 +6,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, one_line
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a backbone's pre-trained weights expect of an image; None where they do not care.
+    """What a backbone's pre-trained weights expect of an image; None where it does not matter.
 
     Attributes:
         image_size: Side in pixels.
@@ -32,7 +32,7 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of a backbone, for fine-tuning by depth: the names of its parameters."""
+    """Consecutive layers of a backbone, for fine-tuning by depth: the names of their parameters."""
 
     name: str
     parameters: tuple[str, ...]
@@ -104,15 +104,14 @@ def count_features(backbone: Backbone, name: str, channels: int, image_size: int
     Raises:
         UserError: The network cannot take images of that size.
     """
-    was_training = backbone.training
     backbone.eval()
     try:
         with torch.no_grad():
             return backbone(torch.zeros(1, channels, image_size, image_size)).shape[1]
     except (RuntimeError, ValueError, AssertionError, TypeError) as error:
         raise UserError(
-            f"--data.image_size: {name} cannot take images of {image_size} px ({' '.join(str(error).split())[:160]}); "
+            f"--data.image_size: {name} cannot take images of {image_size} px ({one_line(error)[:160]}); "
             "without the option, images get the size that its weights were trained on"
         ) from error
     finally:
-        backbone.train(was_training)
+        backbone.train()

@@ -52,9 +52,8 @@ class ResNet(Backbone):
         stages, before = [], width
         for number, count in enumerate(blocks):
             after = width * 2**number
-            strides = [1 if number == 0 else 2] + [1] * (count - 1)
-            inputs = [before] + [after] * (count - 1)
-            stages.append(nn.Sequential(*(Block(c, after, s) for c, s in zip(inputs, strides, strict=True))))
+            first = Block(before, after, stride=2 if number else 1)
+            stages.append(nn.Sequential(first, *(Block(after, after, stride=1) for _ in range(count - 1))))
             before = after
         self.layers = nn.Sequential(*stages)
         self.num_features = before

@@ -3,9 +3,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from imgcls.errors import UserError, near
+from imgcls.errors import UserError, near, one_line
 from imgcls.models.base import Backbone, InputSpec, Stage, count_features
-from imgcls.models.weights import load_weights
+from imgcls.models.weights import load_weights, no_download
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ class TimmBackbone(Backbone):
         options: Further arguments of `timm.create_model`, such as drop_path_rate.
 
     Raises:
-        UserError: timm is not installed; unknown name; weights that cannot be had or do not fit; an image
-            size that does not go.
+        UserError: timm is not installed; unknown name; weights that cannot be loaded or do not fit; an
+            image size that the network does not take.
     """
 
     def __init__(
@@ -73,15 +73,9 @@ class TimmBackbone(Backbone):
         config = _config(name, weights)
         if weights == "none":
             return InputSpec(image_size=config.input_size[1]) if config.fixed_input_size else InputSpec()
+        size, mean, std = config.input_size[1], list(config.mean), list(config.std)
         interpolation: Literal["bilinear", "bicubic"] = "bicubic" if config.interpolation == "bicubic" else "bilinear"
-        return InputSpec(
-            config.input_size[1],
-            3,
-            list(config.mean),
-            list(config.std),
-            interpolation,
-            config.crop_pct,  # type: ignore[arg-type]
-        )
+        return InputSpec(size, 3, mean, std, interpolation, config.crop_pct)
 
 
 def _timm() -> Any:
@@ -118,11 +112,8 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
     try:
         return _timm().create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError) as error:
-        raise UserError(f"{name}: cannot be built with {arguments} ({' '.join(str(error).split())})") from error
+        raise UserError(f"{name}: cannot be built with {arguments} ({one_line(error)})") from error
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise
-        raise UserError(
-            f"the weights of {name} cannot be downloaded ({' '.join(str(error).split())[:200]}); give a local file "
-            "with --model.backbone.weights=FILE, or train from scratch with --model.backbone.weights=none"
-        ) from error
+        raise no_download(name, error) from error

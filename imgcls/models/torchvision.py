@@ -8,7 +8,7 @@ from torchvision import models
 
 from imgcls.errors import UserError, near
 from imgcls.models.base import Backbone, InputSpec, count_features
-from imgcls.models.weights import adapt_channels, first_convolution, load_weights
+from imgcls.models.weights import adapt_channels, first_convolution, load_weights, no_download
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class TorchvisionBackbone(Backbone):
         options: Further arguments of torchvision's builder.
 
     Raises:
-        UserError: Unknown name; weights that cannot be had or do not fit; an image size that does not go.
+        UserError: Unknown name; weights that cannot be loaded or do not fit; an image size that it does not take.
     """
 
     def __init__(
@@ -76,54 +76,36 @@ def _check_name(name: str) -> None:
 
 
 def _build(name: str, weights: str, image_size: int, options: dict[str, Any]) -> nn.Module:
-    default = models.get_model_weights(name).DEFAULT if weights == "default" else None
+    known = models.get_model_weights(name).DEFAULT
+    default = known if weights == "default" else None
     if name in TRANSFORM_INPUT:
         # with weights, the builder wants to make the auxiliary heads itself and drops them when asked
         options |= {"aux_logits": False} | ({} if default else {"init_weights": weights == "none"})
-    vit = name.startswith("vit_")
-    if vit and image_size != models.get_model_weights(name).DEFAULT.transforms().crop_size[0]:
-        return _resized_vit(name, default, image_size, options)
+    resized = name.startswith("vit_") and image_size != known.transforms().crop_size[0]
+    arguments = {"image_size": image_size} if resized else {"weights": default}
     try:
-        network = models.get_model(name, weights=default, **options)
+        network = models.get_model(name, **arguments, **options)
+        if resized and default is not None:
+            state = default.get_state_dict(progress=True, check_hash=True)
+            state = models.vision_transformer.interpolate_embeddings(image_size, network.patch_size, state, "bicubic")
+            network.load_state_dict(state)
+            log.info(f"{name}: position embeddings interpolated to {image_size} px")
     except TypeError as error:
         raise UserError(f"--model.backbone.options: {name} does not take them ({error})") from error
+    except AssertionError as error:
+        raise UserError(f"--data.image_size: {name} takes multiples of its patch size, not {image_size}") from error
     except (URLError, OSError, RuntimeError) as error:
-        raise _no_download(name, error) from error
+        raise no_download(name, error) from error
     if name in TRANSFORM_INPUT:
         network.transform_input = False
     return network
-
-
-def _resized_vit(name: str, default: Any, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """A vision transformer for another image size, its position embeddings interpolated."""
-    try:
-        network = models.get_model(name, image_size=image_size, **options)
-    except AssertionError as error:
-        raise UserError(f"--data.image_size: {name} takes multiples of its patch size, not {image_size}") from error
-    if default is not None:
-        try:
-            state = default.get_state_dict(progress=True, check_hash=True)
-        except (URLError, OSError, RuntimeError) as error:
-            raise _no_download(name, error) from error
-        patch = network.patch_size
-        network.load_state_dict(models.vision_transformer.interpolate_embeddings(image_size, patch, state, "bicubic"))
-        log.info(f"{name}: position embeddings interpolated to {image_size} px")
-    return network
-
-
-def _no_download(name: str, error: Exception) -> UserError:
-    return UserError(
-        f"the weights of {name} cannot be downloaded ({' '.join(str(error).split())}); give a local file with "
-        "--model.backbone.weights=FILE, or train from scratch with --model.backbone.weights=none"
-    )
 
 
 def _remove_head(network: nn.Module) -> None:
     layers = list(network.named_modules())
     linear = [n for n, m in layers if isinstance(m, nn.Linear)]
     head = (linear or [n for n, m in layers if isinstance(m, nn.Conv2d)])[-1]
-    parent, _, child = head.rpartition(".")
-    setattr(network.get_submodule(parent), child, nn.Identity())
+    network.set_submodule(head, nn.Identity())
 
 
 def _set_channels(network: nn.Module, channels: int) -> None:
@@ -131,12 +113,10 @@ def _set_channels(network: nn.Module, channels: int) -> None:
     if first is None or first[1].in_channels == channels:
         return
     name, old = first
-    parent, _, child = name.rpartition(".")
     geometry: dict[str, Any] = {k: getattr(old, k) for k in ("kernel_size", "stride", "padding")}
     new = nn.Conv2d(channels, old.out_channels, **geometry, bias=old.bias is not None)
     with torch.no_grad():
         new.weight.copy_(adapt_channels(old.weight, channels))
-        if old.bias is not None and new.bias is not None:
-            new.bias.copy_(old.bias)
-    setattr(network.get_submodule(parent), child, new)
+    new.bias = old.bias
+    network.set_submodule(name, new)
     log.info(f"{name}: adapted from {old.in_channels} to {channels} channels")

@@ -10,15 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "network.", "net.", "encoder.")
+PREFIXES = {"module", "model", "_orig_mod", "backbone", "network", "net", "encoder"}
+DEPTH = 3  # as wrappers are stacked: compiled, parallel, within a Lightning module
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "state_dict_ema", "model_ema")
+MIN_SHARE = 0.9  # of the values of a backbone that a file must hold
 
 
-def load_weights(module: nn.Module, path: str | Path, min_share: float = 0.9) -> str:
+def load_weights(module: nn.Module, path: str | Path) -> str:
     """Copy the tensors of a file that match the module's by name and shape; the head's need not be there.
 
     Prefixes that wrappers leave (`module.`, `model.`, `_orig_mod.`, `backbone.` …) are taken off as far as it
@@ -27,13 +29,13 @@ def load_weights(module: nn.Module, path: str | Path, min_share: float = 0.9) ->
     Args:
         module: A backbone without its head.
         path: .pth, .pt, .bin or .ckpt (loaded with weights_only=True), or .safetensors.
-        min_share: Share of the module's values that must be matched.
 
     Returns:
         One line that says how many tensors and which share of the values matched.
 
     Raises:
-        UserError: The file is missing, cannot be read without running code, or matches too little.
+        UserError: The file is missing, cannot be read without running code, or holds less than 90 % of the module's
+            values.
     """
     path = Path(path)
     own = module.state_dict()
@@ -42,7 +44,7 @@ def load_weights(module: nn.Module, path: str | Path, min_share: float = 0.9) ->
     matched = {k: v for k, v in found.items() if k in own and own[k].shape == v.shape}
     total = sum(v.numel() for v in own.values())
     share = sum(v.numel() for v in matched.values()) / max(total, 1)
-    if share < min_share:
+    if share < MIN_SHARE:
         missing = [k for k in own if k not in found]
         shapes = [
             f"{k}: {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} here"
@@ -52,7 +54,7 @@ def load_weights(module: nn.Module, path: str | Path, min_share: float = 0.9) ->
         details = [f"missing: {', '.join(missing[:5])}"] if missing else []
         details += [f"other shapes: {'; '.join(shapes[:3])}"] if shapes else []
         raise UserError(
-            f"{path}: matches {share:.0%} of the backbone's values, and {min_share:.0%} are needed; "
+            f"{path}: matches {share:.0%} of the backbone's values, and {MIN_SHARE:.0%} are needed; "
             f"{'; '.join(details)}; the file begins with {', '.join(list(found)[:3])}"
         )
     module.load_state_dict(matched, strict=False)
@@ -78,6 +80,14 @@ def first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
     return next(((n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d)), None)
 
 
+def no_download(name: str, error: Exception) -> UserError:
+    """What to say where pre-trained weights cannot be downloaded."""
+    return UserError(
+        f"the weights of {name} cannot be downloaded ({one_line(error)[:200]}); give a local file with "
+        "--model.backbone.weights=FILE, or train from scratch with --model.backbone.weights=none"
+    )
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"--model.backbone.weights {path}: there is no such file (nor is it 'default' or 'none')")
@@ -91,7 +101,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             "save a plain state dict (torch.save(model.state_dict(), …)) or use .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = one_line(error)[:200]
         raise UserError(f"{path}: cannot be read as weights, the file may be truncated ({reason})") from error
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -103,22 +113,13 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _unprefixed(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take a prefix off, again and again, while that makes more names match."""
-
-    def matches(candidate: dict[str, Tensor]) -> int:
-        return len(candidate.keys() & own.keys())
-
-    best = tensors
-    frontier = [tensors]
-    for _ in range(3):  # as deep as wrappers are stacked: compiled, parallel, within a Lightning module
-        frontier = [
-            {(k.removeprefix(prefix)): v for k, v in candidate.items() if k.startswith(prefix)}
-            for candidate in frontier
-            for prefix in PREFIXES
-            if any(k.startswith(prefix) for k in candidate)
-        ]
-        best = max([best, *frontier], key=matches)
-    return best
+    """Take off the prefix of wrappers that makes most names match, the shortest of equally good ones."""
+    prefixes = {""}
+    for name in tensors:
+        parts = name.split(".")
+        prefixes |= {".".join(parts[:n]) + "." for n in range(1, DEPTH + 1) if PREFIXES.issuperset(parts[:n])}
+    best = max(sorted(prefixes, key=lambda p: (len(p), p)), key=lambda p: sum(p + name in tensors for name in own))
+    return {name.removeprefix(best): v for name, v in tensors.items() if name.startswith(best)}
 
 
 def _adapt_first_convolution(module: nn.Module, found: dict[str, Tensor]) -> None:

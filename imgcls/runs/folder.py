@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.errors import UserError
+from imgcls.runs.earlier import upgraded
 from imgcls.system.files import read_yaml
 
 
@@ -57,8 +58,8 @@ class RunFolder:
         return run
 
     def read_config(self) -> dict[str, Any]:
-        """What config.yaml holds: `data`, `model`, `trainer` and further settings."""
-        return read_yaml(self.config, "a run's config has the keys data, model and trainer")
+        """What config.yaml holds: `data`, `model`, `trainer` and further settings, as this version takes them."""
+        return upgraded(read_yaml(self.config, "a run's config has the keys data, model and trainer"))
 
     def checkpoint(self, path: Path) -> Path:
         """`path` if it is there.

@@ -1,0 +1,22 @@
+"""Configs that an earlier version wrote, as this one takes them: a run stays of use when the package goes on."""
+
+from typing import Any
+
+MOVED = {"imgcls.distill.Teacher": "imgcls.training.distillation.Teacher"}
+# options without effect on results, beyond rounding
+REMOVED = {"imgcls.augment.pipeline.Pipeline": ("fuse", "compile")}
+
+
+def upgraded(config: Any) -> Any:
+    """A config, or a part of one, with moved classes renamed and removed options left out."""
+    if isinstance(config, list):
+        return [upgraded(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: upgraded(value) for key, value in config.items()}
+    name = config.get("class_path")
+    if isinstance(name, str):
+        config["class_path"] = MOVED.get(name, name)
+    if isinstance(config.get("init_args"), dict) and name in REMOVED:
+        config["init_args"] = {k: v for k, v in config["init_args"].items() if k not in REMOVED[name]}
+    return config
