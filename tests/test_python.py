@@ -169,11 +169,11 @@ def test_a_run_of_an_earlier_version_is_tested_loaded_and_repeated(trained, tmp_
     old = tmp_path / "old"
     shutil.copytree(trained, old)
     age(old / "config.yaml")
-    assert imgcls("test", "--run", old, *QUIET_WORDS)[0] == 0
     data = package.load(old).data
     data.setup("fit")
     assert data.augment is not None and data.class_names == package.load(trained).class_names
     assert imgcls("fit", "--config", old / "config.yaml", "--run_dir", "again", *QUIET_WORDS)[0] == 0
     assert (tmp_path / "again/metrics.csv").read_text() == (trained / "metrics.csv").read_text()
     age(tmp_path / "again/config.yaml")
+    assert imgcls("test", "--run", "again", *QUIET_WORDS)[0] == 0
     assert imgcls("fit", "--resume", "again", "--trainer.max_epochs=4")[0] == 0

@@ -63,7 +63,9 @@ class FolderData(ImageDataModule):
         return part == "train" or part in self.folders
 
     def prepare_data(self) -> None:
-        """Say, in one process, which folders were taken for what, and how many images they hold."""
+        """Say once, in one process, which folders were taken for what, and how many images they hold."""
+        if self._listed:
+            return
 
         def count(part: Part) -> int:
             return sum(len(found) for found in self._images(part).values())
