@@ -1,3 +1,4 @@
+import logging
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,18 @@ def imgcls(capsys):
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def messages(caplog):
+    """What the package logs, whether or not a command line was run in this process."""
+    log = logging.getLogger("imgcls")
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(caplog.handler)
+    yield caplog
+    log.removeHandler(caplog.handler)
+    log.setLevel(level)
 
 
 QUIET = ("--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")

@@ -151,18 +151,17 @@ USUAL = [
 
 @pytest.mark.parametrize("names", USUAL)
 @pytest.mark.parametrize("within", ["", "archive", "download/archive-main"])
-def test_parts_by_any_usual_name(tmp_path, caplog, names, within):
+def test_parts_by_any_usual_name(tmp_path, messages, names, within):
     counts = dict(zip(("train", "val", "test"), (5, 2, 3), strict=True))
     for name, count in zip(names, counts.values(), strict=True):
         for label, cls in enumerate("ab"):
             for k in range(count if name else 0):
                 write_image(tmp_path / within / name / cls / f"{k}.png", label, seed=k)
     (tmp_path / "__MACOSX").mkdir()
-    with caplog.at_level("INFO"):
-        data = FolderData(root=str(tmp_path), image_size=8)
-        data.prepare_data()
+    data = FolderData(root=str(tmp_path), image_size=8)
+    data.prepare_data()
     for part, name in zip(counts, names, strict=True):
-        assert not name or f"{part} from {name} ({2 * counts[part]})" in caplog.text
+        assert not name or f"{part} from {name} ({2 * counts[part]})" in messages.text
     ready(data, "test")
     assert data.class_names == ["a", "b"]
     found = {part: {path.split("/")[-3] for path in data.parts[part][0].names} for part in data.parts}
@@ -175,9 +174,8 @@ def test_parts_by_any_usual_name(tmp_path, caplog, names, within):
     [
         (("train/a", "train/b", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
         (("train", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
-        (("train", "test"), r"train: has no sub-folders; expected one per class"),
+        (("train", "test"), r"test: has no sub-folders; expected one per class"),
         (("train/a", "Training/a"), r"(Training and train|train and Training) both stand for the train part"),
-        (("test/a", "val/a"), r"test, val, and no folder of training images"),
         (("a/train", "a/test", "b/train", "b/test"), r"a/test: is a part within a class; .* test/a"),
         (("train/a", "train/test"), r"train/test: is called like a part, among classes"),
     ],
@@ -189,6 +187,15 @@ def test_a_part_is_never_a_class_in_silence(tmp_path, folders, message):
         FolderData(root=str(tmp_path))
     assert "has no sub-folders" in message or "--data.parts=none" in str(error.value) or "keep one" in message
     assert FolderData(root=str(tmp_path), parts="none").class_names == sorted({f.split("/")[0] for f in folders})
+
+
+def test_a_set_without_training_images_cannot_be_trained_on(tmp_path):
+    for k, folder in enumerate(("test/b", "val/a")):
+        write_image(tmp_path / folder / "1.png", k)
+    data = FolderData(root=str(tmp_path))
+    assert data.class_names == ["a", "b"]
+    with pytest.raises(UserError, match="val, test, and no folder of training images"):
+        ready(data)
 
 
 def test_folders_beside_parts_are_passed_over_when_asked(tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from imgcls.errors import UserError
 from imgcls.runs.run import find_runs
-from imgcls.science.comparison import compare
+from imgcls.science.comparison import compare, tested_on
 from imgcls.science.groups import group_runs
 from imgcls.system.files import write_atomic
 
@@ -21,7 +21,9 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m imgcls compare", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders with runs below")
     parser.add_argument("--baseline", help="number or name of the group that the others are compared with")
-    parser.add_argument("--metric", default="test/acc", help="a key of metrics.json; default: test/acc")
+    parser.add_argument(
+        "--metric", default="test/acc", help="a key of metrics.json, or NAME/acc of evaluations/NAME; default: test/acc"
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--out", type=Path, help="file for a page (.html)")
     options = parser.parse_args(words)
@@ -34,17 +36,17 @@ def main(words: list[str]) -> int:
         from imgcls.pages.compare_page import write_page
 
         base = next(group for group in groups if group.name == result["baseline"])
-        write_page(options.out, result, groups, _pictures(base.runs[0].folder.path))
+        write_page(options.out, result, groups, _pictures(base.runs[0].folder.path, tested_on(options.metric)))
         print(f"page: {options.out}")
     return 0
 
 
-def _pictures(run: Path) -> Callable[[int, str], Image.Image | None] | None:
-    """A run's test images by number and name; None, with a word, where its data cannot be opened any more."""
-    from imgcls.runs.load import load_data
+def _pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image | None] | None:
+    """Images that a run was tested on by number and name; None, with a word, where they cannot be opened any more."""
+    from imgcls.runs.load import load_data, load_evaluated
 
     try:
-        data = load_data(run)
+        data = load_data(run) if tested in (None, "test") else load_evaluated(run, str(tested))
         data.prepare_data()
         data.setup("test")
     except UserError as error:

@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
         self._refuse_another_sampler()
         if "train" not in self.parts:
-            self._setup_training_parts()
+            self.setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
             self.parts["test"] = self._carved_test
             if self.has_official("test"):
@@ -170,11 +170,23 @@ class ImageDataModule(LightningDataModule, ABC):
         self.skipped += skipped
         self.checked |= parts.keys()
 
-    def _setup_training_parts(self) -> None:
+    def pool(self) -> tuple[Source, Source | None]:
+        """Images from which the training part is taken, and the official validation part beside them, if there is one.
+
+        Raises:
+            UserError: There are none to train on.
+        """
         pool = self._require(self.open("train"), "training")
         official_val = self.open("val") if self.has_official("val") else None
-        if self.folds and official_val is not None:
-            pool, official_val = JoinedSource(pool, official_val), None
+        return (
+            (JoinedSource(pool, official_val), None)
+            if self.folds and official_val is not None
+            else (pool, official_val)
+        )
+
+    def setup_training_parts(self) -> None:
+        """Open the training and validation parts; their images are not checked."""
+        pool, official_val = self.pool()
         chosen = split(
             pool.label,
             val_fraction=0 if official_val is not None else self.val_fraction,

@@ -42,16 +42,19 @@ class FolderData(ImageDataModule):
             raise UserError(f"--data.root {self.root}: there is no such folder")
         self._inner = self.root if parts == "none" else innermost(self.root)
         self.folders = {} if parts == "none" else part_folders(self._inner, pass_over=parts == "named")
-        self._top = self.folders.get("train", self._inner)
-        self._classes = subfolders(self._top)  # as the file system writes them
-        if parts != "none":
-            refuse_parts_for_classes(self._top, self._classes)
         self._listed: dict[Part, dict[str, list[Path]]] = {}
+        # without training images, as in a set that is only tested on, all classes that there are
+        tell_classes = [self.folders["train"]] if "train" in self.folders else self.folders.values() or [self._inner]
+        found = {folder: subfolders(folder) for folder in tell_classes}
+        if parts != "none":
+            for folder, names in found.items():
+                refuse_parts_for_classes(folder, names)
+        self._classes = sorted({name for names in found.values() for name in names})  # as the file system writes them
         if self.on_error == "skip":
-            empty = [name for name in self._classes if not list_images(self._top / name)]
+            empty = [name for name in self._classes if not any(list_images(folder / name) for folder in found)]
             self._classes = [name for name in self._classes if name not in empty]
             for name in empty:
-                self._skip("train", self._top / name, "the folder has no images")
+                self._skip("train", next(iter(found)) / name, "the folder has no images")
         self.class_names = [printable(name) for name in self._classes]
         if not self.class_names:
             raise UserError(
@@ -60,7 +63,7 @@ class FolderData(ImageDataModule):
             )
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
-        return part == "train" or part in self.folders
+        return part in (self.folders or ("train",))
 
     def prepare_data(self) -> None:
         """Say once, in one process, which folders were taken for what, and how many images they hold."""
@@ -75,6 +78,9 @@ class FolderData(ImageDataModule):
         log.info(f"images in {self._inner}: {', '.join(taken)}; classes: {short(self.class_names)}")
 
     def open(self, part: Part) -> Source:  # noqa: D102
+        if self.folders and part not in self.folders:
+            parts = ", ".join(printable(folder.name) for folder in self.folders.values())
+            raise UserError(f"{self._inner}: {parts}, and no folder of training images, such as train")
         folder, found = self.folders.get(part, self._inner), self._images(part)
         for name in found:
             if name in self._classes:

@@ -84,8 +84,8 @@ class ShardData(ImageDataModule):
     def open(self, part: Part) -> Source:  # noqa: D102
         return ShardSource(self.files, part, self.window)
 
-    def _setup_training_parts(self) -> None:
-        super()._setup_training_parts()
+    def setup_training_parts(self) -> None:  # noqa: D102
+        super().setup_training_parts()
         if not self.folds and self.has_official("val") and self.has_official("test"):
             self.fingerprint = self.files.facts["fingerprint"]  # the parts are those of the data that was packed
         for _, index in self.parts.values():

@@ -59,13 +59,15 @@ class TableData(ImageDataModule):
         if not paths:
             raise UserError(f"{self.table}: has no rows")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
-        known = {label for label, part in zip(labels, parts, strict=True) if label and part == "train"}
+        # without training rows, as in a set that is only tested on, all classes that there are
+        tell_classes = {"train"} & set(parts) or set(parts)
+        known = {label for label, part in zip(labels, parts, strict=True) if label and part in tell_classes}
         bad = _bad_rows(paths, labels, parts, known)
         if bad and self.on_error == "raise":
             found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
             raise UserError(f"{first_of(found)}; mend the table, or leave such rows out with --data.on_error=skip")
         good = [(row, *of) for row, of in enumerate(zip(paths, labels, parts, strict=True)) if row not in bad]
-        known = {label for _, _, label, part in good if part == "train"}
+        known = {label for _, _, label, part in good if part in tell_classes}
         self._rows = [row for row in good if row[2] in known]
         bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
         for row, reason in bad.items():
@@ -73,7 +75,7 @@ class TableData(ImageDataModule):
         whole_numbers = all(re.fullmatch("-?\\d+", label) for label in known)
         self.class_names = sorted(known, key=lambda label: (int(label) if whole_numbers else 0, label))
         if not known:
-            raise UserError(f"{self.table}: has no rows to train on")
+            raise UserError(f"{self.table}: has no rows that can be used")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return any(of == part for *_, of in self._rows)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imgcls.pages.page import epoch_axes, svg, template, thumbnail
 from imgcls.runs.record import read_metrics
-from imgcls.science.comparison import disagreements, per_class
+from imgcls.science.comparison import disagreements, per_class, tested_on
 from imgcls.science.groups import Group
 from imgcls.system.files import write_atomic
 
@@ -38,13 +38,14 @@ def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group], pict
     keys = sorted({k for row in result["groups"] for k in row["settings"]})
     curves = [(title, curve) for key, title in CURVES.items() if (curve := _curves(compared, key))]
     others = [group for group in compared if group is not base]
+    tested = tested_on(result["metric"]) or "test"
     page = template("compare.html").render(
         result=result,
         keys=keys,
         colors=[_color(k) for k in range(len(compared))],
         curves=curves,
-        classes=[(g.name, per_class(g, base)[:MANY_CLASSES]) for g in others],
-        disagreements=[(g.name, _named(g, base, picture)) for g in others],
+        classes=[(g.name, per_class(g, base, tested)[:MANY_CLASSES]) for g in others],
+        disagreements=[(g.name, _named(g, base, tested, picture)) for g in others],
         number=number,
     )
     write_atomic(path, page)
@@ -84,13 +85,12 @@ def _curves(groups: Sequence[Group], key: str) -> str:
     return svg(axes)
 
 
-def _named(group: Group, base: Group, picture: Picture | None) -> list[dict[str, Any]]:
+def _named(group: Group, base: Group, name: str, picture: Picture | None) -> list[dict[str, Any]]:
     """Disagreements with the names of image and class, from the baseline's table of predictions."""
-    found = disagreements(group, base)
-    if not found:
+    found, tested = disagreements(group, base, name), base.runs[0].tested(name)
+    if not found or tested is None:
         return []
-    run = base.runs[0]
-    with open(run.folder.predictions / "test.csv", newline="", encoding="utf-8") as file:
+    with open(tested.table, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))  # in the order of the logits
     for image in found:
         row = rows[image["position"]]

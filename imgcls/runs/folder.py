@@ -9,6 +9,8 @@ from imgcls.errors import UserError
 from imgcls.runs.earlier import upgraded
 from imgcls.system.files import read_yaml
 
+EVALUATIONS = "evaluations"
+
 
 class RunFolder:
     """Paths inside a run's folder. Nothing is created before something is written.
@@ -56,6 +58,19 @@ class RunFolder:
             known = "is not a run's folder: it has no config.yaml" if run.path.is_dir() else "does not exist"
             raise UserError(f"{option} {path}: {known} (a run's folder looks like runs/demo/20260131-120000-0-1a2b3c)")
         return run
+
+    def evaluation_on(self, name: str) -> "RunFolder":
+        """The folder of what the run says of another labelled set; config, weights and calibration are the run's."""
+        folder = RunFolder(self.path / EVALUATIONS / name)
+        folder.config, folder.calibration = self.config, self.calibration
+        folder.checkpoints, folder.best, folder.last = self.checkpoints, self.best, self.last
+        return folder
+
+    def evaluations(self) -> list["RunFolder"]:
+        """Those that there are, by name."""
+        return [
+            self.evaluation_on(path.parent.name) for path in sorted(self.path.glob(f"{EVALUATIONS}/*/metrics.json"))
+        ]
 
     def read_config(self) -> dict[str, Any]:
         """What config.yaml holds: `data`, `model`, `trainer` and further settings, as this version takes them."""

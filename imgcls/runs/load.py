@@ -143,6 +143,19 @@ def load_data(path: str | Path, images: str | Path | None = None, augmented: boo
     return _build(ImageDataModule, "data", section, run)
 
 
+def load_evaluated(path: str | Path, name: str) -> ImageDataModule:
+    """The labelled set from elsewhere on which a run was tested, `evaluations/NAME`.
+
+    Raises:
+        UserError: There is none of that name, or its images are not there any more.
+    """
+    run = RunFolder.existing(str(path), "run")
+    section = read_json(run.evaluation_on(name).environment).get("config")
+    if section is None:
+        raise UserError(f"{run.path}: was not tested on {name}")
+    return _build(ImageDataModule, "data", section, run)
+
+
 def _build(kind: type, name: str, section: dict[str, Any], run: RunFolder) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, name, fail_untyped=False)

@@ -1,7 +1,7 @@
 """A run as its folder tells it: settings, metrics, environment, what it predicted."""
 
 from collections.abc import Iterable
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,27 @@ from imgcls.system.files import read_json
 Settings = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Tested:
+    """What a run predicted for test images.
+
+    Attributes:
+        label: Class of each image, (M,) int64.
+        right: Whether it is predicted right, (M,) bool.
+        identity: Equal for runs that were tested on the same images.
+        table: The table of predictions.
+    """
+
+    label: np.ndarray
+    right: np.ndarray
+    identity: tuple[Any, ...]
+    table: Path
+
+
 class Run:
     """A finished or unfinished run, read from its folder.
+
+    What it says of a labelled set from elsewhere, in `evaluations/NAME`, is among its metrics as `NAME/…`.
 
     Args:
         folder: The run's folder.
@@ -27,20 +46,33 @@ class Run:
         self.settings = flatten(folder.read_config())
         self.metrics: dict[str, Any] = read_json(folder.metrics_json)
         self.environment: dict[str, Any] = read_json(folder.environment)
+        self._tested: dict[str, tuple[RunFolder, dict[str, Any]]] = {"test": (folder, self.environment)}
+        for other in folder.evaluations():
+            name = other.path.name
+            self._tested[name] = other, read_json(other.environment)
+            found = {k: v for k, v in read_json(other.metrics_json).items() if k.startswith("test/")}
+            self.metrics |= {f"{name}/{key.removeprefix('test/')}": value for key, value in found.items()}
+        self._read: dict[str, Tested | None] = {}
 
     @property
     def seed(self) -> Any:
         """The run's seed."""
         return self.settings.get("seed_everything")
 
-    @cached_property
-    def test(self) -> dict[str, np.ndarray] | None:
-        """Label (M,) and index (M,) of the test images, and whether each is predicted right (M,) bool; or None."""
-        path = self.folder.predictions / "test.npz"
-        if not path.is_file():
+    def tested(self, name: str = "test") -> Tested | None:
+        """What was predicted for its test part, or for a labelled set from elsewhere; None where it was not tested."""
+        if name not in self._read:
+            self._read[name] = self._read_tested(name)
+        return self._read[name]
+
+    def _read_tested(self, name: str) -> Tested | None:
+        folder, environment = self._tested.get(name, (None, {}))
+        path = folder.predictions / "test.npz" if folder else None
+        if path is None or not path.is_file():
             return None
-        found = read_predictions(path)
-        return {"label": found.label, "index": found.index, "right": found.logits.argmax(1) == found.label}
+        found, data = read_predictions(path), environment.get("data", {})
+        identity = data.get("data"), data.get("test"), found.label.tobytes(), found.index.tobytes()
+        return Tested(found.label, found.logits.argmax(1) == found.label, identity, path.with_suffix(".csv"))
 
 
 def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:

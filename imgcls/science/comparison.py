@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError, near
-from imgcls.runs.run import Run
 from imgcls.science.groups import Group
 from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
 
@@ -39,8 +38,8 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
     base = scored[_find(scored, baseline)]
     higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
     others = [group for group in scored if group is not base]
-    on_images = metric == "test/acc"
-    pairs = [shared_images(group, base) if on_images else None for group in others]
+    tested = tested_on(metric)
+    pairs = [shared_images(group, base, tested) if tested else None for group in others]
     found = [
         compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
         for group, pair in zip(others, pairs, strict=True)
@@ -58,39 +57,41 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
             row["verdict"] = verdict(comparison, adjusted[place], higher)
         rows.append(row)
     notes = _notes(groups, scored, metric)
-    if on_images and None in pairs:
+    if tested and None in pairs:
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
 
 
-def per_class(group: Group, base: Group) -> list[tuple[str, float, float, float]]:
+def tested_on(metric: str) -> str | None:
+    """The set of images whose single predictions make up a metric: test, or one from elsewhere; None for others."""
+    name, _, score = metric.rpartition("/")
+    return name if score == "acc" and name not in ("train", "val", "robust") else None
+
+
+def per_class(group: Group, base: Group, name: str = "test") -> list[tuple[str, float, float, float]]:
     """Class, accuracy of its test images in the baseline and in the group, and the difference; by size of it."""
-    pair = shared_images(group, base)
-    if pair is None:
+    pair, test = shared_images(group, base, name), base.runs[0].tested(name)
+    if pair is None or test is None:
         return []
-    test = base.runs[0].test
-    assert test is not None
     names = base.runs[0].environment.get("data", {}).get("class_names", [])
     rows = []
-    for number in np.unique(test["label"]).tolist():
-        of_class = test["label"] == number
+    for number in np.unique(test.label).tolist():
+        of_class = test.label == number
         ours, theirs = (float(right[:, of_class].mean()) for right in pair)
         rows.append((names[number] if number < len(names) else str(number), theirs, ours, ours - theirs))
     return sorted(rows, key=lambda row: -abs(row[3]))
 
 
-def disagreements(group: Group, base: Group) -> list[dict[str, Any]]:
+def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[str, Any]]:
     """Test images that the two groups judge most differently: position, label, share of right predictions in each."""
-    pair = shared_images(group, base)
-    if pair is None:
+    pair, test = shared_images(group, base, name), base.runs[0].tested(name)
+    if pair is None or test is None:
         return []
-    test = base.runs[0].test
-    assert test is not None
     ours, theirs = (right.mean(0) for right in pair)
     order = np.argsort(-np.abs(ours - theirs), kind="stable")[:DISAGREEMENTS]
     return [
-        {"position": int(i), "label": int(test["label"][i]), "group": float(ours[i]), "baseline": float(theirs[i])}
+        {"position": int(i), "label": int(test.label[i]), "group": float(ours[i]), "baseline": float(theirs[i])}
         for i in order
         if ours[i] != theirs[i]
     ]
@@ -111,21 +112,19 @@ def _find(groups: Sequence[Group], wanted: str | None) -> int:
     raise UserError(f"--baseline {wanted!r}: names no group, or several; give a number or a name of {listing}")
 
 
-def shared_images(group: Group, base: Group) -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether each run predicts each test image right, (S, M) of both groups; None without one shared test set."""
-    tests = [run.test for run in (*group.runs, *base.runs)]
-    if any(test is None for test in tests):
-        return None
-    if len({_test_identity(run) for run in (*group.runs, *base.runs)}) > 1:
-        return None
-    ours, theirs = (np.stack([test["right"] for run in g.runs if (test := run.test)]) for g in (group, base))
-    return ours, theirs
+def shared_images(group: Group, base: Group, name: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
+    """Whether each run predicts each test image right, (S, M) of both groups; None without one shared test set.
 
-
-def _test_identity(run: Run) -> tuple[Any, ...]:
-    data, test = run.environment.get("data", {}), run.test
-    assert test is not None
-    return data.get("data"), data.get("test"), test["label"].tobytes(), test["index"].tobytes()
+    Args:
+        group: One.
+        base: The other.
+        name: The set: `test`, or that of an evaluation on a labelled set from elsewhere.
+    """
+    ours, theirs = ([run.tested(name) for run in of.runs] for of in (group, base))
+    if len({test.identity if test else None for test in (*ours, *theirs)}) > 1 or not all((*ours, *theirs)):
+        return None
+    right = [np.stack([test.right for test in tests if test]) for tests in (ours, theirs)]
+    return right[0], right[1]
 
 
 def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from imgcls.errors import UserError, near
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
-from imgcls.science.comparison import shared_images
+from imgcls.science.comparison import shared_images, tested_on
 from imgcls.science.groups import Group, group_runs
 from imgcls.science.statistics import (
     Comparison,
@@ -186,7 +186,8 @@ def _compare(left: Group | None, left_metric: str, right: Group | None, right_me
         return None
     if left is right and len(ours) == len(theirs):
         return compare_pairs(ours, theirs)
-    pair = shared_images(left, right) if left_metric == right_metric == "test/acc" else None
+    tested = tested_on(left_metric) if left_metric == right_metric else None
+    pair = shared_images(left, right, tested) if tested else None
     return compare_images(*pair) if pair else compare_scores(ours, theirs)
 
 

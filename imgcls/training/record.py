@@ -62,7 +62,9 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Agree on the folder."""
-        self.run.move(trainer.strategy.broadcast(str(self.run.path)))
+        path = trainer.strategy.broadcast(str(self.run.path))
+        if path != str(self.run.path):
+            self.run.move(path)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and environment: model, data and optimiser are built, nothing has been trained."""

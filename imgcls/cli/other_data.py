@@ -1,0 +1,101 @@
+"""Labelled images that are given to a trained run in place of its own."""
+
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from imgcls.cli.configs import as_text, read_config
+from imgcls.cli.messages import explain
+from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
+from imgcls.runs.folder import RunFolder
+from imgcls.system.files import read_json
+
+FOLDER, TABLE = "imgcls.data.folder.FolderData", "imgcls.data.table.TableData"
+WITHOUT_FILES = "imgcls.data.sample.SampleData"
+# these options say how images are read, and not which
+SHARED = signature(ImageDataModule).parameters.keys() - {"root"}
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words of a command line, configs expanded, as those of the data and all others."""
+    data: list[str] = []
+    others: list[str] = []
+    rest = list(words)
+    while rest:
+        option = [rest.pop(0)]
+        flag, equals, value = option[0].partition("=")
+        if flag.startswith("--") and not equals and rest and not rest[0].startswith("--"):
+            option.append(value := rest.pop(0))
+        if flag == "--config":
+            config = _config(value)
+            if "data" in config:
+                data += ["--config", as_text({"data": config.pop("data")})]
+                option = ["--config", as_text(config)] if config else []
+            others += option
+        elif flag == "--data" or flag.startswith("--data."):
+            data += option
+        else:
+            others += option
+    return data, others
+
+
+def _config(value: str) -> dict[str, Any]:
+    return yaml.safe_load(value) if value.startswith("{") else read_config(Path(value))
+
+
+def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
+    """Config of a `LabelledSet` with the images that words name, prepared like the run's own.
+
+    Args:
+        run: The trained run. What the words do not say is taken from its config, the class of the data module too if
+            it reads files, unless a table is named.
+        words: Of the data: options and configs.
+
+    Returns:
+        None if they name no images, but perhaps how to read the run's.
+
+    Raises:
+        UserError: They cannot be understood.
+    """
+    given, classes = _given(words)
+    if not (given - SHARED or classes):
+        return None
+    own = run.read_config()["data"]
+    if not classes:
+        kind = TABLE if "table" in given else FOLDER if own["class_path"] == WITHOUT_FILES else own["class_path"]
+        kept = {k: v for k, v in own["init_args"].items() if k not in SHARED} if kind == own["class_path"] else {}
+        words = ["--config", as_text({"data": {"class_path": kind, "init_args": kept}}), *words]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(ImageDataModule, "data", fail_untyped=False)
+    try:
+        section = parser.parse_args(words).data.as_dict()
+    except ArgumentError as error:
+        raise UserError(explain(str(error), words, [], [])) from error
+    taken = {k: v for k, v in own["init_args"].items() if k in SHARED - given}
+    section["init_args"] |= taken | {"augment": None}
+    outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
+    outer |= {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
+    return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
+
+
+def _given(words: Sequence[str]) -> tuple[set[str], bool]:
+    """Names of the options of the data that words give, and whether they give its class."""
+    options: set[str] = set()
+    classes = False
+    for word, after in zip(words, [*words, ""][1:], strict=True):
+        flag = word.partition("=")[0]
+        if flag == "--config":
+            section = yaml.safe_load(after)["data"]
+            classes |= "class_path" in section
+            options |= section.get("init_args", section).keys()
+        elif flag in ("--data", "--data.class_path"):
+            classes = True
+        elif flag.startswith("--data."):
+            options.add(flag.removeprefix("--data.").removeprefix("init_args.").partition(".")[0])
+    return options - {"class_path", "init_args"}, classes

@@ -1,0 +1,88 @@
+"""All labelled images of any data, as a test set of a model that was trained on other data."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property, reduce
+from typing import Any, Literal
+
+import numpy as np
+
+from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.options import short
+from imgcls.errors import UserError, near
+from imgcls.images.derived import JoinedSource
+from imgcls.images.sources import Source
+
+log = logging.getLogger(__name__)
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+UnknownClasses = Literal["raise", "leave_out", "mistake"]
+
+
+class LabelledSet(ImageDataModule):
+    """The images of a data module, whatever their part, as one test part; classes are matched by name.
+
+    Args:
+        data: Where the images are. It may have fewer classes than the model, in any order.
+        class_names: The classes that the model knows.
+        unknown_classes: Images of a class that the model does not know: `raise` names the class, `leave_out` goes on
+            without them, and so does `mistake`: the test counts them, as none of them can be predicted right.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataModule,
+        class_names: Sequence[str],
+        unknown_classes: UnknownClasses = "raise",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.data, self.class_names, self.unknown_classes = data, list(class_names), unknown_classes
+
+    def prepare_data(self) -> None:  # noqa: D102
+        self.data.prepare_data()
+
+    def open(self, part: Part) -> Source:  # noqa: D102
+        return self.source
+
+    @cached_property
+    def source(self) -> Source:
+        """All images; a label is the number of the model's class, -1 for a class that it does not know."""
+        sources = [self._require(self.data.open(of), of) for of in PARTS if self.data.has_official(of)]
+        whole = reduce(JoinedSource, sources)
+        number = {name: k for k, name in enumerate(self.class_names)}
+        number_of = np.array([number.get(name, -1) for name in self.data.class_names], dtype=np.int64)
+        unknown = [self.data.class_names[k] for k in np.unique(whole.label) if number_of[k] < 0]
+        if unknown and self.unknown_classes == "raise":
+            raise UserError(
+                f"data: {short(unknown)} is no class of the run{near(unknown[0], self.class_names)}; it knows "
+                f"{short(self.class_names)}; --unknown_classes=leave_out tests the other images, "
+                "--unknown_classes=mistake counts these as mistakes"
+            )
+        if unknown:
+            log.info(f"images of classes that the run does not know are left out: {short(unknown)}")
+        return whole.relabelled(number_of[whole.label])
+
+    @property
+    def known(self) -> np.ndarray:
+        """Numbers of the images of classes that the model knows, (M,) int64."""
+        return np.flatnonzero(self.source.label >= 0)
+
+    def is_data_of(self, fingerprint: Mapping[str, Any]) -> bool:
+        """Whether these are the images that a run was trained on, by the fingerprint of its data."""
+        return self.data.has_official("train") and self.data.pool()[0].fingerprint() == fingerprint["data"]
+
+    def setup(self, stage: str) -> None:
+        """Open all images and check them; nothing is split."""
+        if "test" in self.parts:
+            return
+        self.data.trainer = self.trainer
+        self._refuse_another_sampler()
+        if not len(self.known):
+            raise UserError("data: no image is of a class that the run knows")
+        self.parts = {"test": (self.source, self.known)}
+        self.fingerprint = {"data": self.source.fingerprint()}
+        self._check_images("test")
+        self.skipped = [*self.data.skipped, *self.skipped]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The images are other ones than those that the checkpoint knows, and the classes are its own."""
