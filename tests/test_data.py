@@ -226,9 +226,10 @@ def test_folds_pool_the_official_validation_part(tmp_path):
 
 
 def test_an_unknown_class_in_a_later_part_is_named(tmp_path):
-    for name in ("train/cat", "train/dog", "val/doge"):
-        write_image(tmp_path / name / "1.png", 0)
-    with pytest.raises(UserError, match="doge: is not a class of the training images .did you mean 'dog'"):
+    for name in ("train/cat", "train/dog", "val/doge", "val/cat"):
+        for k in range(9):
+            write_image(tmp_path / name / f"{k}.png", 0)
+    with pytest.raises(UserError, match="doge .is no class of the training images .did you mean 'dog'"):
         ready(FolderData(root=str(tmp_path)))
 
 
@@ -237,9 +238,10 @@ def test_folders_without_classes_or_images_are_named(tmp_path):
         FolderData(root=str(tmp_path))
     with pytest.raises(UserError, match="there is no such folder"):
         FolderData(root=str(tmp_path / "nothing"))
-    write_image(tmp_path / "a" / "1.png", 0)
+    for k in range(9):
+        write_image(tmp_path / "a" / f"{k}.png", 0)
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="b: holds no images"):
+    with pytest.raises(UserError, match="b .holds no images.; repair or remove"):
         ready(FolderData(root=str(tmp_path)))
 
 

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 RUN_DIR = "IMGCLS_RUN_DIR"
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-NOT_SAVED = ("config", "base", "run_dir", "resume", "ckpt_path", "robustness_baseline")
+NOT_SAVED = ("config", "base", "run_dir", "resume", "ckpt_path", "robustness_baseline", "dry_run")
 # keys that a config may have beside data, model and trainer: type, default, help
 KEYS: dict[str, tuple[Any, Any, str]] = {
     "experiment": (str | None, None, "Name of the folder of runs. Default: the last config's."),

@@ -1,9 +1,7 @@
 """Where the time goes, against a bare loop: --config FILE… [--json FILE]."""
 
 import copy
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.classifier import Classifier
+from imgcls.cli.dry_run import peak_memory
 from imgcls.cli.lightning import LightningVerb
 from imgcls.cli.quiet import silence
 from imgcls.data.base import ImageDataModule
@@ -93,7 +92,7 @@ def benchmark(
             wandb.finish()  # before its folder goes
     result = _summary(seconds, steps * bench.batch_size, steps)
     result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
-    result |= {"batch_size": bench.batch_size, "peak_memory_mib": _peak_memory(device)}
+    result |= {"batch_size": bench.batch_size, "peak_memory_mib": peak_memory(device)}
     _print(result)
     if out is not None:
         write_json(Path(out), result)
@@ -280,12 +279,6 @@ def _summary(seconds: dict[str, list[Seconds]], images: int, steps: int) -> dict
             own = [o / s for o, s in zip(pairs[name], pairs["augment and normalise"], strict=True)]
             ratios[ratio] = statistics.median(own)
     return {"stages": stages, "ratios": ratios, "valid": abs(again - 1) <= NOISE}
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 ADVICE = {

@@ -1,14 +1,18 @@
 """Train a model: --config FILE… [--model.lr=…], or go on with one: --resume RUN_DIR."""
 
+from typing import Any
+
 from lightning import Callback
 
 from imgcls.cli.arguments import take
 from imgcls.cli.configs import expand_configs
+from imgcls.cli.dry_run import dry_run as rehearse
 from imgcls.cli.lightning import LightningVerb, as_config
 from imgcls.errors import UserError
 from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder
 from imgcls.training.evaluation import of_a_test
+from imgcls.training.trainer import Trainer
 
 
 class Fit(LightningVerb):
@@ -36,16 +40,33 @@ class Fit(LightningVerb):
     def callbacks(self) -> list[Callback]:  # noqa: D102
         return of_a_test(self.run, self.config, self.options["robustness_baseline"])
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:  # noqa: D102
+        if self.config.dry_run:
+            self.logger_config = False
+        return super().instantiate_trainer(**kwargs)
+
     def work(
-        self, resume: str | None = None, robustness_baseline: str | None = None, ckpt_path: str | None = None
+        self,
+        resume: str | None = None,
+        dry_run: bool = False,
+        robustness_baseline: str | None = None,
+        ckpt_path: str | None = None,
     ) -> None:
         """Train a model, and test the best checkpoint if the experiment asks for it.
 
         Args:
             resume: The folder of an interrupted run to go on with.
+            dry_run: Check all images, build everything, take a few steps, say what would be done and what it takes;
+                nothing is trained or written.
             robustness_baseline: Run whose robustness in that test this one's is compared with.
             ckpt_path: Checkpoint to go on from.
         """
+        self.datamodule.check_test = self.config.test_after_fit
+        if dry_run:
+            for name, text in rehearse(self.trainer, self.model, self.datamodule):
+                print(f"{name:<10}{text}")
+            print("dry run: nothing was trained, nothing is left")
+            return
         # a checkpoint from elsewhere must not run code
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
         if self.config.test_after_fit and not self.trainer.interrupted:

@@ -11,7 +11,14 @@ from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
-from imgcls.data.options import check_ranges, normalize, per_channel, refuse_other_data, seed_step
+from imgcls.data.options import (
+    check_ranges,
+    normalize,
+    per_channel,
+    refuse_another_sampler,
+    refuse_other_data,
+    seed_step,
+)
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced
 from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
@@ -20,6 +27,8 @@ from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.images.sources import Batch, Part, Source
+
+Parts = dict[Part, tuple[Source, np.ndarray]]
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -30,8 +39,14 @@ class ImageDataModule(LightningDataModule, ABC):
     `{"image": (B, C, H, W), "label": (B,) int64 or (B, K) float32, "index": (B,) int64}`. Loaders yield uint8
     images; `on_after_batch_transfer` turns them into normalised float ones, training batches after augmentation.
 
-    The test part cannot be reached from `fit`: no method that `fit` calls opens it. Where a source has no
-    validation or no test part of its own, one is carved from its training part, stratified by class.
+    The test part cannot be reached from `fit`: it is not in `parts` then. Where a source has no validation or no test
+    part of its own, one is carved from its training part, stratified by class.
+
+    Attributes:
+        parts: Source of each part that is open, and numbers of its images in it, (N,) int64.
+        check_test: Whether test images are checked before training, as those of a run that ends with a test.
+        problems: What `open` found that cannot be used; images that cannot be read are named with it.
+        skipped: What was left out of the parts that were checked.
 
     Args:
         root: Folder of the data.
@@ -114,9 +129,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold, self.train_fraction, self.label_noise = folds, fold, train_fraction, label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
-        self.parts: dict[Part, tuple[Source, np.ndarray]] = {}
-        self.on_error, self.checked = on_error, set[Part]()
-        self.skipped: list[Skipped] = []  # what was left out of the parts that were checked
+        self.parts: Parts = {}
+        self.on_error, self.checked, self.check_test = on_error, set[Part](), False
+        self.skipped: list[Skipped] = []
+        self.problems: list[Skipped] = []
+        self._test: tuple[Source, np.ndarray] | None = None
         self._resume_at, self.predict_from = (0, 0), 0
 
     @property
@@ -136,39 +153,41 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
-        self._refuse_another_sampler()
+        refuse_another_sampler(self.trainer)
         if "train" not in self.parts:
             self.setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
-            self.parts["test"] = self._carved_test
-            if self.has_official("test"):
-                own = self._require(self.open("test"), "test")
-                self.parts["test"] = (own, np.arange(len(own)))
+            self.parts["test"] = self._test_part()
         if self.augment is not None:
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        parts = {part: self.parts[part] for part in needed.get(stage, ("test",))}
+        if stage == "fit" and self.check_test:
+            parts["test"] = self._test_part()
         if stage != "predict" or self.on_error == "raise":  # else it is seen while it is predicted
-            self._check_images(*needed.get(stage, ("test",)))
+            kept = self._check_images(parts)
+            self.parts |= {part: of for part, of in kept.items() if part in self.parts}
 
-    def _refuse_another_sampler(self) -> None:
-        trainer = self.trainer
-        if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise UserError(
-                "trainer: on several processes it must be Trainer(use_distributed_sampler=False): Lightning's sampler "
-                "takes single images where ours takes batches, and tests some of them twice"
-            )
+    @property
+    def test_images(self) -> int:
+        """Number of test images, once the data is open."""
+        return len(self._test_part()[1])
 
-    def _check_images(self, *wanted: Part) -> None:
-        parts = {part: (*self.parts[part], self.resize_crop(part)) for part in wanted if part not in self.checked}
-        processes, listing, trainer = Processes(), None, self.trainer
-        if trainer is not None:
-            size = max(1, trainer.world_size // trainer.num_nodes)
-            processes = Processes(trainer.global_rank, trainer.world_size, trainer.local_rank, size)
-            listing = Path(trainer.default_root_dir) / "broken.csv"
-        kept, skipped = check_images(parts, self.caches, self.on_error, self.num_workers, processes, listing)
-        self.parts |= kept
-        self.skipped += skipped
-        self.checked |= parts.keys()
+    def _test_part(self) -> tuple[Source, np.ndarray]:
+        if self._test is None:
+            own = self._require(self.open("test"), "test")
+            self._test = own, np.arange(len(own))
+        return self._test
+
+    def _check_images(self, parts: Parts) -> Parts:
+        """The parts without what cannot be read."""
+        asked = {part: (*of, self.resize_crop(part)) for part, of in parts.items() if part not in self.checked}
+        listing = Path(self.trainer.default_root_dir) / "broken.csv" if self.trainer else None
+        of = Processes.of(self.trainer)
+        kept, skipped = check_images(asked, self.problems, self.caches, self.on_error, self.num_workers, of, listing)
+        self.skipped += [row for row in skipped if row.part in self.parts]
+        self.checked |= asked.keys() & self.parts.keys()
+        return parts | kept
 
     def pool(self) -> tuple[Source, Source | None]:
         """Images from which the training part is taken, and the official validation part beside them, if there is one.
@@ -199,7 +218,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        self._carved_test = (pool, np.sort(chosen.test))
+        if not self.has_official("test"):
+            self._test = (pool, np.sort(chosen.test))
         if self.label_noise:
             noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
             self.parts["train"] = (pool.relabelled(noisy), chosen.train)

@@ -52,7 +52,7 @@ class FilesData(ImageDataModule):
         test = self._require(self.open("test"), "")
         self.parts = {"test": (test, np.arange(len(test)))}
         if self.on_error == "raise":
-            self._check_images("test")
+            self.parts = self._check_images(self.parts)
 
     def _found(self) -> tuple[Path, list[str]]:
         """The folder of `root`, and the paths in it."""

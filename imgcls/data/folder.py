@@ -9,7 +9,6 @@ from imgcls.data.options import short
 from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import Skipped
-from imgcls.images.decode import EXTENSIONS
 from imgcls.images.listing import list_images, subfolders
 from imgcls.images.sources import FileSource, Source
 
@@ -86,19 +85,20 @@ class FolderData(ImageDataModule):
             if name in self._classes:
                 continue
             if self.on_error == "raise":
-                hint = near(name, self.class_names)
-                raise UserError(f"{printable(str(folder / name))}: is not a class of the training images{hint}")
+                self._problem(part, folder / name, f"is no class of the training images{near(name, self.class_names)}")
             for path in found[name]:  # none in the training part, where only empty folders are no class
                 self._skip(part, path, "its folder is no training class")
-        empty = [printable(str(folder / name)) for name in self._classes if not found.get(name)]
-        if empty and part == "train":
-            raise UserError(
-                f"{', '.join(empty)}: holds no images ({', '.join(sorted(EXTENSIONS))}); remove what is no class, "
-                "or --data.on_error=skip does without"
-            )
+        for name in self._classes if part == "train" else ():
+            if not found.get(name):
+                self._problem(part, folder / name, "holds no images")
         files = [(path, number) for number, name in enumerate(self._classes) for path in found.get(name, [])]
         names = [path.relative_to(self.root).as_posix() for path, _ in files]
         return FileSource(self.root, names, np.array([number for _, number in files], dtype=np.int64))
+
+    def _problem(self, part: Part, folder: Path, reason: str) -> None:
+        problem = Skipped(part, printable(str(folder)), reason)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def _skip(self, part: Part, path: Path, reason: str) -> None:
         self.skipped.append(Skipped(part, printable(path.relative_to(self.root).as_posix()), reason))

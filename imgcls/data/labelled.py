@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.options import short
+from imgcls.data.options import refuse_another_sampler, short
 from imgcls.errors import UserError, near
 from imgcls.images.derived import JoinedSource
 from imgcls.images.sources import Source
@@ -76,12 +76,12 @@ class LabelledSet(ImageDataModule):
         if "test" in self.parts:
             return
         self.data.trainer = self.trainer
-        self._refuse_another_sampler()
+        refuse_another_sampler(self.trainer)
         if not len(self.known):
             raise UserError("data: no image is of a class that the run knows")
         self.parts = {"test": (self.source, self.known)}
-        self.fingerprint = {"data": self.source.fingerprint()}
-        self._check_images("test")
+        self.fingerprint, self.problems = {"data": self.source.fingerprint()}, self.data.problems
+        self.parts = self._check_images(self.parts)
         self.skipped = [*self.data.skipped, *self.skipped]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -62,6 +62,15 @@ def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint
         )
 
 
+def refuse_another_sampler(trainer: Any) -> None:
+    """Raise a UserError if a Lightning Trainer, on several processes, would put its own sampler in place of ours."""
+    if trainer is not None and trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise UserError(
+            "trainer: on several processes it must be Trainer(use_distributed_sampler=False): Lightning's sampler "
+            "takes single images where ours takes batches, and tests some of them twice"
+        )
+
+
 def short(names: list[str]) -> str:
     """The first names and their number."""
     return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} ({len(names)})"

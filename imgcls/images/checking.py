@@ -59,9 +59,23 @@ class Processes:
     local_rank: int = 0
     local_size: int = 1
 
+    @classmethod
+    def of(cls, trainer: Any) -> "Processes":
+        """Those of a Lightning Trainer; one without a Trainer."""
+        if trainer is None:
+            return cls()
+        local_size = max(1, trainer.world_size // trainer.num_nodes)
+        return cls(trainer.global_rank, trainer.world_size, trainer.local_rank, local_size)
+
 
 def check_images(
-    parts: Parts, caches: Caches, on_error: OnError, num_workers: int | None, processes: Processes, listing: Path | None
+    parts: Parts,
+    problems: Sequence[Skipped],
+    caches: Caches,
+    on_error: OnError,
+    num_workers: int | None,
+    processes: Processes,
+    listing: Path | None,
 ) -> tuple[dict[Part, tuple[Source, np.ndarray]], list[Skipped]]:
     """Read every image of some parts as training will, into the cache where they have room there.
 
@@ -70,6 +84,7 @@ def check_images(
 
     Args:
         parts: Source of each part, the numbers of its images in the source, (M,) int64, and how they are resized.
+        problems: What else is wrong with the data, to be named in the same message.
         caches: The data module's.
         on_error: What to do about images that cannot be read.
         num_workers: Processes that read; None: one per core.
@@ -89,16 +104,19 @@ def check_images(
         for number, reason in sorted(reasons.items())
     ]
     if on_error == "raise":
-        if listing is not None and processes.rank == 0 and (skipped or listing.exists()):
-            write_table(listing, Skipped._fields, skipped)
-        if len(skipped) == 1:
+        found = [*problems, *skipped]
+        if listing is not None and processes.rank == 0 and (found or listing.exists()):
+            write_table(listing, Skipped._fields, found)
+        if len(skipped) == 1 and not problems:
             raise BrokenImage(skipped[0].name, skipped[0].reason)
-        if skipped:
+        if found:
             total = sum(len(index) for _, index, _ in parts.values())
-            where = f" ({listing} lists all)" if listing is not None and skipped[LISTED:] else ""
+            counts = [f"{len(problems)} folders cannot be used"] if problems else []
+            counts += [f"{len(skipped)} of {total} images cannot be read"] if skipped else []
+            where = f" ({listing} lists all)" if listing is not None and found[LISTED:] else ""
             raise UserError(
-                f"data: {len(skipped)} of {total} images cannot be read: {first_of(skipped)}{where}; repair or remove "
-                "them, or leave such images out with --data.on_error=skip"
+                f"data: {' and '.join(counts)}: {first_of(found)}{where}; repair or remove them, or leave such out "
+                "with --data.on_error=skip"
             )
     kept = {
         part: (source, index[~np.isin(index, list(broken[part]))] if broken[part] else index)
