@@ -175,8 +175,11 @@ def opened(image: bytes | Path) -> Iterator[Image.Image]:
         try:
             file = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
         except UnidentifiedImageError as error:
-            if isinstance(image, bytes) and image[8:12] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
+            start = image[:12] if isinstance(image, bytes) else b""
+            if start[8:] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
                 raise ValueError("it is HEIC: pip install 'imgcls[heif]' reads it") from error
+            if start[:4] in (b"II*\0", b"MM\0*"):
+                raise ValueError("it is TIFF of a kind that is not read; convert it to gray or RGB") from error
             raise
         with file:
             yield file
