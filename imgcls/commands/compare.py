@@ -56,7 +56,7 @@ def _pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image
 
     def picture(number: int, name: str) -> Image.Image | None:
         there = number < len(source) and source.names[number] == name  # else the data changed
-        return source.original(number).image if there else None
+        return source.original(number, data.resize_crop("test").value_range).image if there else None
 
     return picture
 

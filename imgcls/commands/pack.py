@@ -27,6 +27,7 @@ from imgcls.data.base import ImageDataModule, Part
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
 from imgcls.images.decode import to_channels
+from imgcls.images.depth import ValueRange, eight_bits
 from imgcls.images.shard_files import FACTS, FORMAT
 from imgcls.images.shards import shard_name
 from imgcls.images.sources import Source
@@ -106,7 +107,8 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             order = np.sort(index)
             if part == "train":  # an epoch reads shard after shard: each must hold all classes
                 np.random.default_rng(data.split_seed).shuffle(order)
-            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, size)
+            value_range = data.resize_crop(part).value_range
+            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, size, value_range)
         facts = {
             "format": FORMAT,
             "made_by": f"imgcls {__version__}",
@@ -115,6 +117,7 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             "size": min(size, data.native_size) if size and data.native_size else data.native_size,
             "mean": list(data.native_mean),
             "std": list(data.native_std),
+            "value_range": data.value_range,
             "fingerprint": fingerprint,
             "columns": columns,
             "skipped": len(data.skipped),
@@ -132,7 +135,14 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
 
 
 def _write(
-    folder: Path, part: Part, source: Source, order: np.ndarray, columns: list[str], limit: float, size: int | None
+    folder: Path,
+    part: Part,
+    source: Source,
+    order: np.ndarray,
+    columns: list[str],
+    limit: float,
+    size: int | None,
+    value_range: ValueRange | None,
 ) -> dict[str, Any]:
     """Write the images `order` (N,) of a source as a part; images and bytes of each shard, bytes of the text."""
     index = np.memmap(folder / f"{part}.index", np.dtype("<i8"), "w+", shape=(len(order), 4))
@@ -144,7 +154,7 @@ def _write(
             with open(folder / shard_name(part, len(shards)), "wb") as shard:
                 while number < len(order) and (number == first or shard.tell() < limit):
                     image = int(order[number])
-                    content = _encoded(source, image, size)
+                    content = _encoded(source, image, size, value_range)
                     label = int(source.label[image])
                     start = _add(shard, f"{number:09d}.{_extension(content)}", content)
                     index[number] = start, len(content), label, text.tell()
@@ -170,7 +180,7 @@ def _add(shard: BinaryIO, name: str, content: bytes) -> int:
     return start
 
 
-def _encoded(source: Source, number: int, size: int | None) -> bytes:
+def _encoded(source: Source, number: int, size: int | None, value_range: ValueRange | None) -> bytes:
     try:
         content = source.encoded(number)
     except OSError as error:
@@ -181,7 +191,7 @@ def _encoded(source: Source, number: int, size: int | None) -> bytes:
         scale = size / min(image.size)
         if scale >= 1:
             return content
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(eight_bits(image, value_range))
         gray = upright.mode == "1" or upright.mode[0] in "LIF" and not upright.has_transparency_data
         upright = to_channels(upright, 1 if gray else 3)
         smaller = upright.resize(

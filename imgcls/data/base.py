@@ -27,6 +27,7 @@ from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.images.sources import Batch, Part, Source
+from imgcls.images.value_range import measured_range
 
 Parts = dict[Part, tuple[Source, np.ndarray]]
 
@@ -61,6 +62,9 @@ class ImageDataModule(LightningDataModule, ABC):
         interpolation: How images are resized. Default: as the weights were trained, else bilinear.
         crop_fraction: Share of the resized image's shorter side that the central crop keeps. Default: as the
             weights were trained, else 1.
+        value_range: Values that become 0 and 255 of images deeper than 8 bits, linearly, clipped and rounded; images of
+            8 bits stay as they are. Default: measured on the training part, see `measured_range`; a run keeps it.
+            `none`: deeper images are errors, as for a run that was trained on images of 8 bits.
         augment: Applied to training batches on the device.
         val_fraction: Share of the training part to validate on, where the source has no validation part.
         test_fraction: Share of the training part to test on, where the source has no test part.
@@ -98,6 +102,7 @@ class ImageDataModule(LightningDataModule, ABC):
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
         crop_fraction: float | None = None,
+        value_range: list[float] | Literal["none"] | None = None,
         augment: Augmentation | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -126,6 +131,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.std = per_channel("std", std or self.native_std, self.channels)
         self.interpolation: Interpolation = interpolation or "bilinear"
         self.crop_fraction, self.augment, self.split_seed = crop_fraction or 1.0, augment, split_seed
+        self.value_range: Sequence[float] | Literal["none"] | None = value_range
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.folds, self.fold, self.train_fraction, self.label_noise = folds, fold, train_fraction, label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
@@ -215,6 +221,8 @@ class ImageDataModule(LightningDataModule, ABC):
             folds=self.folds,
             fold=self.fold,
         )
+        if self.value_range is None:
+            self.value_range = measured_range(pool, chosen.train, say=self._rank()[0] == 0) or "none"
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
@@ -237,7 +245,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
         margin = self.augment.margin if self.augment is not None and part == "train" else 1.0
         crop = round((self.train_size if part == "train" else self.image_size) * margin)
-        return ResizeCrop(self.channels, round(crop / self.crop_fraction), crop, self.interpolation)
+        known = self.value_range
+        value_range = None if known is None or isinstance(known, str) else (known[0], known[1])
+        return ResizeCrop(self.channels, round(crop / self.crop_fraction), crop, self.interpolation, value_range)
 
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""

@@ -1,5 +1,6 @@
 """What a data module checks and fills in of its options, and how it seeds a step and normalises a batch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
     check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
     check(repeats > 0, "repeats", repeats, "a positive number")
+    values = options["value_range"]
+    ascending = values in (None, "none") or len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
+    check(ascending, "value_range", values, "[low, high] with low below high, nor none")
     folds, fold = options["folds"], options["fold"]
     check(folds is None or folds > 1, "folds", folds, "at least 2")
     check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")

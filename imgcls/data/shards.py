@@ -77,6 +77,7 @@ class ShardData(ImageDataModule):
                 f"{largest / GB:.3g} GB; give more room or a smaller window"
             )
         super().__init__(root=root, **kwargs)
+        self.value_range = self.value_range or facts.get("value_range", "none")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part in self.files.facts["parts"]

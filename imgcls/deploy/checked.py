@@ -17,7 +17,7 @@ from imgcls.deploy import formats
 from imgcls.deploy.graph import Exported
 from imgcls.errors import UserError
 from imgcls.images.decode import ResizeCrop
-from imgcls.images.sources import Source
+from imgcls.images.sources import Source, spread
 from imgcls.pages.card import describe, write_card
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, load_run
@@ -57,7 +57,7 @@ def export(
     data, part = _open(run, images, "validate" if int8_tolerance is None else "fit")
     source, resize_crop = data.parts[part][0], data.resize_crop(part)
     scaled_by = temperature(run)
-    chosen = _spread(data.parts[part][1], count)
+    chosen = spread(data.parts[part][1], count)
     normalized = data.normalize(source.images(chosen, resize_crop)).split(BATCH)
     with torch.no_grad():
         logits = torch.cat([model.logits(i) for i in normalized])
@@ -131,13 +131,9 @@ def _quantize(data: ImageDataModule, proto: Any) -> tuple[Any, dict[str, Any]]:
 def _batches(data: ImageDataModule, part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Resized and cropped images (B, C, S, S) and label (B,), spread over a part."""
     source, index = data.parts[part]
-    chosen = _spread(index, count)
+    chosen = spread(index, count)
     for numbers in (chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)):
         yield source.images(numbers, data.resize_crop("val")).numpy(), source.label[numbers]
-
-
-def _spread(index: np.ndarray, count: int) -> list[int]:
-    return index[np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)].tolist()
 
 
 def _open(run: RunFolder, images: str | None, stage: str) -> tuple[ImageDataModule, Part]:

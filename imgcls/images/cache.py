@@ -60,6 +60,9 @@ class CachedSource(Source):
             self.there[rows[missing]] = 1
         return torch.from_numpy(self.image[rows]).permute(0, 3, 1, 2)
 
+    def has_pages(self, number: int) -> bool:  # noqa: D102
+        return self.source.has_pages(number)
+
     def fingerprint(self) -> str:  # noqa: D102
         return self.source.fingerprint()
 

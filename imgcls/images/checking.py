@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -97,7 +98,9 @@ def check_images(
     Raises:
         UserError: Images cannot be read, and they are not to be skipped, or a part would be empty.
     """
-    broken = _broken(parts, caches, num_workers, processes)
+    broken, paged = _read(parts, caches, num_workers, processes)
+    if paged and processes.rank == 0:
+        log.info(f"{len(paged)} images have several pages or frames, of which the first is used: {first_of(paged, 1)}")
     skipped = [
         Skipped(part, parts[part][0].describe(number), reason)
         for part, reasons in broken.items()
@@ -129,34 +132,43 @@ def check_images(
     return kept, skipped
 
 
-def first_of(rows: Sequence[object]) -> str:
+def first_of(rows: Sequence[object], count: int = LISTED) -> str:
     """The first of them, and how many more there are."""
-    return ", ".join(map(str, rows[:LISTED])) + (f" and {len(rows) - LISTED} more" if rows[LISTED:] else "")
+    return ", ".join(map(str, rows[:count])) + (f" and {len(rows) - count} more" if rows[count:] else "")
 
 
-def _broken(parts: Parts, caches: Caches, num_workers: int | None, processes: Processes) -> dict[Part, dict[int, str]]:
-    """Why each image that cannot be read cannot be, by its number, for each part."""
+def _read(
+    parts: Parts, caches: Caches, num_workers: int | None, processes: Processes
+) -> tuple[dict[Part, dict[int, str]], list[str]]:
+    """Why each image that cannot be read cannot be, by its number, for each part; names of those with several pages."""
     workers = max(1, cores() // processes.local_size) if num_workers is None else num_workers
     known, fresh = _known(), []
     found: dict[Part, dict[int, str]] = {part: {} for part in parts}
+    paged: list[str] = []
     for part, (source, index, resize_crop) in parts.items():
         if source.in_memory or source.verified:
             continue
         stamps = source.stamps()
+        if stamps is not None:  # whether a deep image can be read depends on the range
+            stamps = stamps ^ np.uint64(crc32(repr(resize_crop.value_range).encode()))
         new = index if stamps is None else index[~np.isin(stamps[index], known)]
         mine = new[processes.rank :: processes.world_size].tolist()
         if len(mine) > FEW:
             log.info(f"{part}: checking that {len(new)} images can be read, once")
         loader = each_once(_Check(caches.cached(source, index, resize_crop), resize_crop), mine, workers)
-        shares: list[Any] = [[broken for batch in loader for broken in batch]] * processes.world_size
+        shares: list[Any] = [[finding for batch in loader for finding in batch]] * processes.world_size
         if processes.world_size > 1:
             torch.distributed.all_gather_object(shares, shares[0])
-        found[part] = dict(chain(*shares))
+        for number, reason in chain(*shares):
+            if reason is None:
+                paged.append(source.describe(number))
+            else:
+                found[part][number] = reason
         if stamps is not None:
             fresh.append(stamps[new[~np.isin(new, list(found[part]))]])
     if processes.local_rank == 0:
         _remember(known, fresh)
-    return found
+    return found, paged
 
 
 def each_once(dataset: Dataset, numbers: Sequence[int], workers: int) -> DataLoader:
@@ -171,19 +183,19 @@ def each_once(dataset: Dataset, numbers: Sequence[int], workers: int) -> DataLoa
 
 
 class _Check(Dataset):
-    """Numbers of images in, the broken ones among them and why out."""
+    """Numbers of images in; out come the broken ones among them and why, and those with several pages, with None."""
 
     def __init__(self, source: Source, resize_crop: ResizeCrop) -> None:
         self.source, self.resize_crop = source, resize_crop
 
-    def __getitem__(self, numbers: list[int]) -> list[tuple[int, str]]:
+    def __getitem__(self, numbers: list[int]) -> list[tuple[int, str | None]]:
         try:
             self.source.images(numbers, self.resize_crop)
-            return []
+            return [(number, None) for number in numbers if self.source.has_pages(number)]
         except BrokenImage as error:
             if len(numbers) == 1:
                 return [(numbers[0], error.reason)]
-            return [broken for number in numbers for broken in self[[number]]]
+            return [finding for number in numbers for finding in self[[number]]]
 
 
 def _file() -> Path:

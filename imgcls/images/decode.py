@@ -16,9 +16,17 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
 from imgcls.errors import UserError, one_line, printable
+from imgcls.images.depth import ValueRange, eight_bits
+
+with suppress(ImportError):  # an extra
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
 
 Interpolation = Literal["bilinear", "bicubic"]
-EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif".split())
+EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif .heic .heif".split())
+PAGED = frozenset(".gif .png .tif .tiff .webp .avif .heic .heif".split())  # an image may have pages or frames
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 LARGE = 1024  # pixels of the shorter side
 
 
@@ -28,13 +36,14 @@ class ResizeCrop:
 
     The shorter side is resized to `resize`, then the central square of side `crop` is kept. Upsampling and
     downsampling are antialiased. An image that has the final size already is left alone. With a crop of 0 images keep
-    the size in which they are decoded.
+    the size in which they are decoded. Images deeper than 8 bits come to 8 by `value_range`, see `eight_bits`.
     """
 
     channels: int
     resize: int
     crop: int
     interpolation: Interpolation = "bilinear"
+    value_range: ValueRange | None = None
 
 
 class BrokenImage(UserError):
@@ -84,26 +93,27 @@ def decode_file(path: Path, resize_crop: ResizeCrop) -> Tensor:
 
 def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     """The same for what an image file holds; raises whatever a parser of damaged content raises."""
-    with _opened(content) as image:
+    with opened(content) as image:
         if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * resize_crop.resize:
             with suppress(RuntimeError):  # what it does not read, Pillow may
                 return _decode_jpeg(content, resize_crop)
         if image.format == "JPEG":
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
             image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
-        return decode(ImageOps.exif_transpose(image), resize_crop)
+        return decode_upright(image, resize_crop)
 
 
-def original_bytes(content: bytes) -> Original:
+def original_bytes(content: bytes, value_range: ValueRange | None = None) -> Original:
     """The same for what an image file holds; raises whatever a parser of damaged content raises."""
-    with _opened(content) as image:
-        return original(image)
+    with opened(content) as image:
+        return original(image, value_range)
 
 
-def original(image: Image.Image) -> Original:
-    """A PIL image, opened and perhaps not yet read, as it is stored."""
+def original(image: Image.Image, value_range: ValueRange | None = None) -> Original:
+    """A PIL image, opened and perhaps not yet read, as it is stored, but for its depth."""
+    mode, image = image.mode, eight_bits(image, value_range)
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-    size, mode = image.size[::-1] if turned else image.size, image.mode
+    size = image.size[::-1] if turned else image.size
     if image.format == "JPEG":
         image.draft(None, (LARGE // 2, LARGE // 2))  # type: ignore[attr-defined]
     gray = mode in ("1", "L", "F") or mode.startswith("I")
@@ -116,10 +126,22 @@ def read_file(path: Path) -> bytes:
     Raises:
         OSError: It is no file, or cannot be read; the text says why.
     """
+    _require_file(path)
+    return path.read_bytes()
+
+
+def has_pages(path: Path) -> bool:
+    """Whether an image file holds several pages or frames, of which the first is used."""
+    if path.suffix.lower() not in PAGED:
+        return False
+    with opened(path) as image:
+        return getattr(image, "is_animated", False)
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():  # opening a pipe would wait for a writer for ever
         absent = "it is a link to nothing" if path.is_symlink() else "there is no such file"
         raise OSError("it is no file" if path.exists() else absent)
-    return path.read_bytes()
 
 
 @contextmanager
@@ -142,21 +164,37 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
-    if not content:
+def opened(image: bytes | Path) -> Iterator[Image.Image]:
+    """An image file, or its bytes, of which only the header is read yet."""
+    if not image:
         raise ValueError("it is empty")
+    if isinstance(image, Path):
+        _require_file(image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about odd metadata of images that it reads well
-        with Image.open(io.BytesIO(content)) as image:
-            yield image
+        try:
+            file = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        except UnidentifiedImageError as error:
+            start = image[:12] if isinstance(image, bytes) else b""
+            if start[8:] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
+                raise ValueError("it is HEIC: pip install 'imgcls[heif]' reads it") from error
+            if start[:4] in (b"II*\0", b"MM\0*"):
+                raise ValueError("it is TIFF of a kind that is not read; convert it to gray or RGB") from error
+            raise
+        with file:
+            yield file
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """A PNG file of a PIL image, which decodes to the same pixels; what PNG does not know becomes RGB."""
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+def encode(image: Image.Image) -> bytes:
+    """A PNG file of a PIL image, which decodes to the same pixels; of numbers that PNG does not know a TIFF file.
+
+    Colours that PNG does not know become RGB.
+    """
+    numbers = image.mode in ("I", "F", "I;16B")
+    if not numbers and image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         image = to_channels(image, 3)
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, "TIFF" if numbers else "PNG")
     return file.getvalue()
 
 
@@ -167,9 +205,14 @@ def _decode_jpeg(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     return resize_crop_batch(decode_jpeg(encoded, mode, apply_exif_orientation=True)[None], resize_crop)[0]
 
 
+def decode_upright(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
+    """`decode` of a PIL image, best not read yet, turned by its EXIF tag."""
+    return decode(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop)
+
+
 def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
     """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white."""
-    image = to_channels(image, resize_crop.channels)
+    image = to_channels(eight_bits(image, resize_crop.value_range), resize_crop.channels)
     width, height = image.size
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
         size = _resized(width, height, resize_crop)
@@ -207,15 +250,10 @@ def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
-    """A PIL image of any mode as L or RGB. Transparency goes over white."""
+    """A PIL image of any mode of 8 bits as L or RGB. Transparency goes over white."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode == mode:
         return image
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        # Pillow's own conversion clips at 255 instead of scaling
-        pixels = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if image.mode != "F" else max(float(pixels.max(initial=0.0)), 1.0)
-        image = Image.fromarray((pixels.clip(0, top) * (255.0 / top)).round().astype(np.uint8))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from imgcls.images.decode import Original, ResizeCrop
+from imgcls.images.depth import ValueRange
 from imgcls.images.sources import Source
 
 
@@ -44,9 +45,17 @@ class JoinedSource(Source):
         first, second = self.first.stamps(), self.second.stamps()
         return None if first is None or second is None else np.concatenate([first, second])
 
-    def original(self, number: int) -> Original:  # noqa: D102
+    def original(self, number: int, value_range: ValueRange | None = None) -> Original:  # noqa: D102
         source, number = self._of(number)
-        return source.original(number)
+        return source.original(number, value_range)
+
+    def deep_values(self, number: int) -> np.ndarray | None:  # noqa: D102
+        source, number = self._of(number)
+        return source.deep_values(number)
+
+    def has_pages(self, number: int) -> bool:  # noqa: D102
+        source, number = self._of(number)
+        return source.has_pages(number)
 
     def describe(self, number: int) -> str:  # noqa: D102
         source, number = self._of(number)
@@ -80,8 +89,8 @@ class FeatureSource(Source):
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         return self.source.images(index, resize_crop)
 
-    def original(self, number: int) -> Original:  # noqa: D102
-        return self.source.original(number)
+    def original(self, number: int, value_range: ValueRange | None = None) -> Original:  # noqa: D102
+        return self.source.original(number, value_range)
 
     def fingerprint(self) -> str:  # noqa: D102
         return self.source.fingerprint()

@@ -23,7 +23,9 @@ from imgcls.images.decode import (
     ResizeCrop,
     decode,
     decode_bytes,
-    encode_png,
+    encode,
+    has_pages,
+    opened,
     original,
     original_bytes,
     read_file,
@@ -31,6 +33,7 @@ from imgcls.images.decode import (
     resize_crop_batch,
     stack,
 )
+from imgcls.images.depth import ValueRange, deep_values
 
 Batch = dict[str, Tensor]
 Part = Literal["train", "val", "test"]
@@ -86,20 +89,32 @@ class Source(ABC):
     def encoded(self, number: int) -> bytes:
         """An image as a file holds it, unchanged if it comes from one, else as PNG."""
         pixels = self.images([number], ResizeCrop(3, 1 << 16, 0))[0]
-        return encode_png(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
+        return encode(Image.fromarray(pixels.permute(1, 2, 0).numpy()))
 
     def blocks(self, index: np.ndarray) -> Blocks | None:
         """Which of the images `index` (N,), ascending, are best read together; None where it does not matter."""
         return None
 
-    def original(self, number: int) -> Original:
-        """An image as it is stored.
+    def original(self, number: int, value_range: ValueRange | None = None) -> Original:
+        """An image as it is stored, of one deeper than 8 bits what `value_range` makes of it.
 
         Raises:
             BrokenImage: It cannot be read.
         """
         with reading(self.describe, number):
-            return original_bytes(self.encoded(number))
+            return original_bytes(self.encoded(number), value_range)
+
+    def deep_values(self, number: int) -> np.ndarray | None:
+        """Values of an image that is deeper than 8 bits, as it is stored; None for one of 8 bits.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        return None
+
+    def has_pages(self, number: int) -> bool:
+        """Whether an image has further pages or frames, which are not used."""
+        return False
 
     def relabelled(self, label: np.ndarray) -> "Source":
         """The same images with other labels (N,)."""
@@ -145,7 +160,7 @@ class ArraySource(Source):
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         pixels = self.image[number].numpy()
-        return encode_png(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
+        return encode(Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)))
 
     def fingerprint(self) -> str:  # noqa: D102
         return hashlib.blake2b(self.image.numpy().tobytes() + self.label.tobytes(), digest_size=8).hexdigest()
@@ -160,9 +175,18 @@ class EncodedSource(Source):
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         return stack([self._image(number, resize_crop) for number in index])
 
+    def deep_values(self, number: int) -> np.ndarray | None:  # noqa: D102
+        with reading(self.describe, number), opened(self.file(number) or self.encoded(number)) as image:
+            return _values(image)
+
     def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
         with reading(self.describe, number):
             return decode_bytes(self.encoded(number), resize_crop)
+
+
+def _values(image: Image.Image) -> np.ndarray | None:
+    found = deep_values(image)
+    return None if found is None else found[0]
 
 
 class FileSource(EncodedSource):
@@ -197,6 +221,9 @@ class FileSource(EncodedSource):
     def file(self, number: int) -> Path:  # noqa: D102
         return self.root / self.paths[number]
 
+    def has_pages(self, number: int) -> bool:  # noqa: D102
+        return has_pages(self.file(number))
+
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""
         root = os.path.abspath(self.root)
@@ -227,20 +254,29 @@ class ItemSource(Source):
         return stack([self._image(number, resize_crop) for number in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
-        return encode_png(self.items[number][0])
+        return encode(self.items[number][0])
 
     def stamps(self) -> np.ndarray:
         """Of the data set's own description, which names its folder and part, and the number of the image."""
         digest = hashlib.blake2b(f"{self.items!r}\n{self.fingerprint()}".encode(), digest_size=8).digest()
         return np.frombuffer(digest, dtype=np.uint64) + np.arange(len(self), dtype=np.uint64)
 
-    def original(self, number: int) -> Original:  # noqa: D102
+    def original(self, number: int, value_range: ValueRange | None = None) -> Original:  # noqa: D102
         with reading(self.describe, number):
-            return original(self.items[number][0])
+            return original(self.items[number][0], value_range)
+
+    def deep_values(self, number: int) -> np.ndarray | None:  # noqa: D102
+        with reading(self.describe, number):
+            return _values(self.items[number][0])
 
     def _image(self, number: int, resize_crop: ResizeCrop) -> Tensor:
         with reading(self.describe, number):
             return decode(self.items[number][0], resize_crop)
+
+
+def spread(index: np.ndarray, count: int) -> list[int]:
+    """At most `count` of some numbers (N,), evenly spread over them."""
+    return index[np.linspace(0, len(index) - 1, min(count, len(index))).round().astype(int)].tolist()
 
 
 class NumberedNames(Sequence[str]):

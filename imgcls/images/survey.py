@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from imgcls.images.checking import each_once
 from imgcls.images.decode import BrokenImage
+from imgcls.images.depth import ValueRange
 from imgcls.images.sources import Source
 from imgcls.system.resources import cores
 
@@ -39,18 +40,21 @@ class Survey:
     reason: list[str]
 
 
-def survey(source: Source, index: np.ndarray, num_workers: int | None = None) -> Survey:
+def survey(
+    source: Source, index: np.ndarray, num_workers: int | None = None, value_range: ValueRange | None = None
+) -> Survey:
     """Read images; none of them stops it.
 
     Args:
         source: The images.
         index: Which of them, (N,) int64.
         num_workers: Processes that read; None: one per core.
+        value_range: See `eight_bits`.
     """
     numbers = index.tolist()
     workers = cores() if num_workers is None else num_workers
     rows: list[Row] = []
-    for batch in each_once(_Read(source), numbers, workers):
+    for batch in each_once(_Read(source, value_range), numbers, workers):
         if len(rows) // 20_000 < (len(rows) + len(batch)) // 20_000:
             log.info(f"audit: {len(rows) + len(batch)} of {len(numbers)} images read")
         rows += batch
@@ -67,15 +71,15 @@ def survey(source: Source, index: np.ndarray, num_workers: int | None = None) ->
 class _Read(Dataset):
     """Numbers of images in, what each of them tells out."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, value_range: ValueRange | None) -> None:
+        self.source, self.value_range = source, value_range
 
     def __getitem__(self, numbers: list[int]) -> list[Row]:
         return [self._row(number) for number in numbers]
 
     def _row(self, number: int) -> Row:
         try:
-            found = self.source.original(number)
+            found = self.source.original(number, self.value_range)
         except BrokenImage as error:
             return (*UNREAD[:-1], error.reason)
         return found.size, found.mode, _digest(found.image, found.size), _small(found.image), ""

@@ -31,6 +31,7 @@ def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
         "class_names": data["class_names"],
         **{k: options["data"][k] for k in ("image_size", "channels", "mean", "std", "interpolation")},
         "resize": resize,
+        "value_range": None if (known := options["data"].get("value_range")) == "none" else known,
         "temperature": temperature,
         "flip_at_test": options["model"]["flip_at_test"],
         **{k: metrics.get(k) for k in ("val/acc", "test/acc")},

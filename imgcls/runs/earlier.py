@@ -17,6 +17,8 @@ def upgraded(config: Any) -> Any:
     name = config.get("class_path")
     if isinstance(name, str):
         config["class_path"] = MOVED.get(name, name)
-    if isinstance(config.get("init_args"), dict) and name in REMOVED:
-        config["init_args"] = {k: v for k, v in config["init_args"].items() if k not in REMOVED[name]}
+    if isinstance(options := config.get("init_args"), dict):
+        config["init_args"] = {k: v for k, v in options.items() if k not in REMOVED.get(name, ())}
+        if "crop_fraction" in options:  # of data; before, each deep image had a scale of its own kind
+            config["init_args"].setdefault("value_range", "none")
     return config

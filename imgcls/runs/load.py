@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning import LightningModule
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
 from imgcls.errors import UserError, one_line, user_error
-from imgcls.images.decode import ResizeCrop, decode, decode_file, stack
+from imgcls.images.decode import ResizeCrop, decode_file, decode_upright, reading, stack
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json
@@ -90,7 +90,8 @@ def _pixels(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCro
                 "(H, W, 3) or (H, W, 4)"
             )
         image = Image.fromarray(image)
-    return decode(ImageOps.exif_transpose(image), resize_crop)
+    with reading(str, "predict: an image"):
+        return decode_upright(image, resize_crop)
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
@@ -107,7 +108,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     environment, config = read_json(run.environment), run.read_config()
     make_importable(environment.get("config_folders", []))
     data, section = config["data"]["init_args"], config["model"]
-    prepare = FilesData(environment["data"]["class_names"], **{k: data[k] for k in PREPARATION})
+    prepare = FilesData(environment["data"]["class_names"], **{k: data.get(k) for k in PREPARATION})
     options = section["init_args"]
     options |= {"num_classes": prepare.num_classes, "channels": prepare.channels, "image_size": prepare.image_size}
     options["teacher"] = None
@@ -136,7 +137,8 @@ def load_data(path: str | Path, images: str | Path | None = None, augmented: boo
     environment, section = read_json(run.environment), run.read_config()["data"]
     options = section["init_args"]
     if images is not None:
-        return FilesData(environment["data"]["class_names"], root=str(images), **{k: options[k] for k in PREPARATION})
+        prepared = {k: options.get(k) for k in PREPARATION}
+        return FilesData(environment["data"]["class_names"], root=str(images), **prepared)
     make_importable(environment.get("config_folders", []))
     if not augmented:
         options["augment"] = None

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import yaml
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
@@ -71,9 +72,9 @@ class RunRecord(Callback):
         self._started = time.perf_counter()
         if not trainer.is_global_zero:
             return
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if not self.run.config.exists():
-            write_atomic(self.run.config, self.config)
-        data = trainer.datamodule  # type: ignore[attr-defined]
+            write_atomic(self.run.config, self._config(data))
         sizes = {part: len(index) for part, (_, index) in data.parts.items()}
         record = {
             "class": type(data).__name__,
@@ -91,6 +92,13 @@ class RunRecord(Callback):
         folders = {"config_folders": self.config_folders}
         write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
         self._skipped(trainer)
+
+    def _config(self, data: ImageDataModule) -> str:
+        """Text of config.yaml, with what was measured on the training part."""
+        config = yaml.safe_load(self.config)
+        if "value_range" in (options := config["data"]["init_args"]):
+            options["value_range"] = data.value_range
+        return yaml.safe_dump(config, sort_keys=False)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._since = time.perf_counter()
