@@ -29,7 +29,7 @@ def test_a_server_that_does_not_answer_costs_one_line(imgcls, monkeypatch, serve
         listening.bind(("127.0.0.1", 0))
         if server == "hangs":
             listening.listen()
-            monkeypatch.setattr("imgcls.training.loggers.ANSWER_SECONDS", 0.5)
+            monkeypatch.setattr("imgcls.system.network.ANSWER_SECONDS", 0.5)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.delenv("WANDB_MODE") if mode is None else monkeypatch.setenv("WANDB_MODE", mode)

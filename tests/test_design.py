@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "errors": "",
     "system": "errors",
     "augment": "errors system",
-    "models": "errors",
+    "models": "errors system",
     "evaluate": "errors",
     "finetune": "errors models",
     "losses": "errors",

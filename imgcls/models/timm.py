@@ -6,8 +6,10 @@ from torch import Tensor, nn
 from imgcls.errors import UserError, near, one_line
 from imgcls.models.base import Backbone, InputSpec, Stage, count_features
 from imgcls.models.weights import load_weights, no_download
+from imgcls.system.network import unreachable
 
 log = logging.getLogger(__name__)
+USUAL = 224  # pixels; the size of images of which neither data nor user says any
 
 
 class TimmBackbone(Backbone):
@@ -72,7 +74,8 @@ class TimmBackbone(Backbone):
         """From timm's pre-trained configuration; a local file is taken to be like the default weights."""
         config = _config(name, weights)
         if weights == "none":
-            return InputSpec(image_size=config.input_size[1]) if config.fixed_input_size else InputSpec()
+            least = max(config.min_input_size[1:]) if config.min_input_size else 0
+            return InputSpec(image_size=config.input_size[1] if config.fixed_input_size or least > USUAL else None)
         size, mean, std = config.input_size[1], list(config.mean), list(config.std)
         interpolation: Literal["bilinear", "bicubic"] = "bicubic" if config.interpolation == "bicubic" else "bilinear"
         return InputSpec(size, 3, mean, std, interpolation, config.crop_pct)
@@ -109,6 +112,11 @@ def _config(name: str, weights: str) -> Any:
 
 
 def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+    if pretrained:
+        from huggingface_hub import constants
+
+        if unreachable(constants.ENDPOINT):
+            constants.HF_HUB_OFFLINE = True  # what it has downloaded before, or an error at once in place of ten trials
     try:
         return _timm().create_model(name, pretrained=pretrained, **arguments)
     except (TypeError, AssertionError) as error:

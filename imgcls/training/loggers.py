@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -15,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from imgcls.errors import one_line
 from imgcls.runs.folder import RunFolder
 from imgcls.system.modules import class_named
+from imgcls.system.network import unreachable
 
 log = logging.getLogger(__name__)
-ANSWER_SECONDS = 5.0  # a server that takes longer is not waited for
 
 
 def _surviving(method: Callable[..., None]) -> Any:
@@ -130,20 +128,11 @@ def _wandb_unusable() -> str | None:
 
     url = wandb.setup().settings.base_url
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if ("WANDB_API_KEY" in os.environ or netrc.is_file()) and (reason := _silent(url)):  # login would wait far longer
+    if ("WANDB_API_KEY" in os.environ or netrc.is_file()) and (
+        reason := unreachable(url)
+    ):  # login would wait far longer
         return f"{url} cannot be reached ({reason})"
     try:
         return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
     except (wandb.errors.Error, ValueError) as error:
-        return one_line(error)
-
-
-def _silent(url: str) -> str | None:
-    """Why a server does not answer; None if it does."""
-    try:
-        with urlopen(url, timeout=ANSWER_SECONDS):
-            return None
-    except HTTPError:
-        return None  # also an answer
-    except OSError as error:
         return one_line(error)
