@@ -128,9 +128,8 @@ def _wandb_unusable() -> str | None:
 
     url = wandb.setup().settings.base_url
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    if ("WANDB_API_KEY" in os.environ or netrc.is_file()) and (
-        reason := unreachable(url)
-    ):  # login would wait far longer
+    has_key = "WANDB_API_KEY" in os.environ or netrc.is_file()
+    if has_key and (reason := unreachable(url)):  # login would wait far longer
         return f"{url} cannot be reached ({reason})"
     try:
         return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
