@@ -343,3 +343,9 @@ def test_a_run_on_eight_bits_refuses_deeper_images(imgcls, photos, twelve_bits, 
     assert code == 2 and "000.png: cannot be read as an image (it is deeper than 8 bits: --data.value_range" in err
     code, _, err = imgcls("predict", *words, "--data.value_range=[0, 4095]")
     assert code == 0 and len(Path("p.csv").read_text().splitlines()) == 2, err
+    code, _, err = imgcls("predict", *words, "--data.value_range=auto")
+    assert code == 2 and err.endswith("error: --data.value_range: auto is not allowed; expected list or 'none'\n")
+    # a run of an earlier version had other pixels of deep images: it measures nothing now
+    path = Path("run/config.yaml")
+    path.write_text(path.read_text().replace("    value_range: none\n", ""))
+    assert RunFolder("run").read_config()["data"]["init_args"]["value_range"] == "none"
