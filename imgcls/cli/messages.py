@@ -67,13 +67,12 @@ def _innermost(text: str) -> str:
     if not keys:
         return text
     value = (
-        _last(r"Got value: ([^\s]+)", text) or _last(r"Given value: ([^\s]+)", text) or _last(r"val='([^']*)'", text)
+        _last(r"val='([^']*)'", text) or _last(r"Got value: ([^\s]+)", text) or _last(r"Given value: ([^\s]+)", text)
     )
     choices = re.findall(r"typing\.Literal\[([^\]]*)\]", text)
     wanted = choices[0] if len(set(choices)) == 1 else ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
-    if not choices:
-        kinds = [k for k in dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text)) if k != "NoneType"]
-        wanted = " or ".join(kinds) or text.rpartition("- ")[2]
+    kinds = [k for k in dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text)) if k != "NoneType"]
+    wanted = " or ".join([*kinds, wanted] if wanted else kinds) or text.rpartition("- ")[2]
     key = keys[-1] if "." in keys[-1] or len(keys) == 1 else f"{keys[0]}.{keys[-1]}"
     return f"--{key}: {value} is not allowed; expected {wanted}"
 

@@ -28,7 +28,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     check(repeats > 0, "repeats", repeats, "a positive number")
     values = options["value_range"]
     ascending = values in (None, "none") or len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
-    check(ascending, "value_range", values, "[low, high] with low below high, nor none")
+    check(ascending, "value_range", values, "[low, high] with low below high")
     folds, fold = options["folds"], options["fold"]
     check(folds is None or folds > 1, "folds", folds, "at least 2")
     check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")

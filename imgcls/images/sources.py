@@ -222,7 +222,8 @@ class FileSource(EncodedSource):
         return self.root / self.paths[number]
 
     def has_pages(self, number: int) -> bool:  # noqa: D102
-        return has_pages(self.file(number))
+        with reading(self.describe, number):
+            return has_pages(self.file(number))
 
     def stamps(self) -> np.ndarray:
         """Of each file's place, size and time of change."""

@@ -1,6 +1,7 @@
 """The values of a data set's deep images that become 0 and 255, measured on its training part."""
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 
@@ -25,13 +26,16 @@ def measured_range(source: Source, index: np.ndarray, say: bool) -> ValueRange |
         index: Those of the part, (N,) int64.
         say: Log what was found.
     """
-    chosen = spread(index, IMAGES)
-    pooled = [pixels for number in chosen if (pixels := _pixels(source, number)) is not None]
+    looked_at: list[np.ndarray | None] = []
+    for number in spread(index, IMAGES):
+        with suppress(BrokenImage):  # of which their check will tell
+            looked_at.append(_pixels(source, number))
+    pooled = [pixels for pixels in looked_at if pixels is not None]
     value = np.concatenate(pooled or [np.empty(0)]).astype(np.float64)
     value = value[np.isfinite(value)]
     if not len(value):
         return None
-    if len(pooled) == len(chosen):
+    if len(pooled) == len(looked_at):
         which, why = "images", "0.1 % and 99.9 % of the training pixels"
         low, high = (float(f"{level:.6g}") for level in np.quantile(value, SHARES))
         high = high if high > low else low + 1
@@ -39,7 +43,7 @@ def measured_range(source: Source, index: np.ndarray, say: bool) -> ValueRange |
         return None
     else:
         bits = max(8, int(value.max()).bit_length())
-        which, why = f"{len(pooled)} of {len(chosen)} training images looked at", f"the {bits} bits in use"
+        which, why = f"{len(pooled)} of {len(looked_at)} training images looked at", f"the {bits} bits in use"
         low, high = 0.0, float(2**bits - 1)
     if say:
         values = f"values {low:,.6g} to {high:,.6g} ({why}) become 0 to 255"
@@ -48,11 +52,8 @@ def measured_range(source: Source, index: np.ndarray, say: bool) -> ValueRange |
 
 
 def _pixels(source: Source, number: int) -> np.ndarray | None:
-    """Some pixels of an image, always the same; None if it has 8 bits, or cannot be read, which its check will say."""
-    try:
-        values = source.deep_values(number)
-    except BrokenImage:
-        return None
+    """Some pixels of an image, always the same; None if it has 8 bits."""
+    values = source.deep_values(number)
     if values is None or values.size <= PIXELS:
         return values if values is None else values.ravel()
     return values.ravel()[np.random.default_rng(0).integers(values.size, size=PIXELS)]
