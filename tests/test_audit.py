@@ -338,6 +338,27 @@ def test_what_a_table_says_beside_is_kept_and_what_is_wrong_in_it_is_listed(imgc
     assert {row["path"]: row["site"] for row in kept} == {f"images/{k}.png": f"s,{k}" for k in range(1, 12)}
 
 
+def test_a_table_of_absolute_paths_is_cleaned_to_one_below_their_common_folder(imgcls, photos, tmp_path):
+    copy = tmp_path / "more" / "red.png"
+    copy.parent.mkdir()
+    shutil.copy(photos / "red fox/00.png", copy)
+    lines = [{"path": str(path), "label": path.parent.name} for path in [*sorted(photos.rglob("*.png")), copy]]
+    lines[-1]["label"] = "red fox"
+    table = write_table(tmp_path / "t.csv", lines)
+    words = ["--config", ROOT / "configs/data/table.yaml"]
+    Path("earlier.yaml").write_text(
+        "# of 0.1\ndata: {class_path: imgcls.data.table.TableData, init_args: {allow_outside: true}}\n"
+    )
+    code, _, err = imgcls("audit", "--config", "earlier.yaml", f"--data.table={table}", "--data.test_fraction=0")
+    assert code == 0, err
+    result = json.loads(Path("audit/audit.json").read_text())
+    assert sum(result["found"].values()) == 1 and Path(result["clean"]["root"]) in photos.parents
+    kept = {str(Path(result["clean"]["root"], row["path"])) for row in rows(Path("audit/clean.csv"))}
+    assert kept < {line["path"] for line in lines} and len(kept) == 60
+    cleaned = ["--data.table=audit/clean.csv", f"--data.root={result['clean']['root']}"]
+    assert imgcls("audit", *words, *cleaned, "--strict=true")[0] == 0
+
+
 # ---- with runs ----
 
 

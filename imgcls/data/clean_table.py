@@ -32,13 +32,13 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     (folder / "clean.csv").unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
     sources = [source for _, source, _ in kept]
-    files = [source.root for source in sources if isinstance(source, FileSource)]
+    files = [source for source in sources if isinstance(source, FileSource)]
     names: list[str] = []
     written: dict[str, Any] = {"images": {}, "classes": {}, "names_impossible": names}
     further = [n for n in sources[0].columns if n not in COLUMNS and all(n in s.columns for s in sources)]
     rows: list[list[str]] = []
     in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
-    root = Path(os.path.commonpath([os.path.abspath(root) for root in files])) if in_files else folder
+    root = Path(os.path.commonpath(set[str]().union(*map(_folders, files)))) if in_files else folder
     for part, source, numbers in kept:
         count = np.zeros(len(class_names), np.int64)
         for number in numbers.tolist():
@@ -64,8 +64,14 @@ def _path(source: Source, number: int, part: Part, root: Path) -> str:
     if not isinstance(source, FileSource):
         return f"images/{part}/{number}.png"
     path = source.paths[number]
-    same = os.path.abspath(source.root) == str(root) or os.path.isabs(path)
+    same = os.path.abspath(source.root) == str(root) and not os.path.isabs(path)
     return path if same else os.path.relpath(source.root / path, root)
+
+
+def _folders(source: FileSource) -> set[str]:
+    """Where relative paths begin, and the folders of absolute ones."""
+    root = os.path.abspath(source.root)
+    return {os.path.dirname(os.path.abspath(path)) if os.path.isabs(path) else root for path in source.paths}
 
 
 def _fits(path: str) -> bool:
