@@ -205,6 +205,18 @@ def test_a_name_that_only_resembles_a_part_is_none(name):
     assert part_named(name) is None
 
 
+def test_images_beside_class_folders_are_counted_once(tmp_path, caplog):
+    for k, name in enumerate(("archive/a/1", "archive/b/1", "archive/loose", "archive/other", "out", ".hidden")):
+        write_image(tmp_path / f"{name}.png", k)
+    with caplog.at_level("WARNING"):
+        data = FolderData(root=str(tmp_path))
+        data.prepare_data()
+        data.prepare_data()
+    (record,) = caplog.records
+    assert record.message.endswith(f"beside the folders of classes: 2 in {tmp_path / 'archive'}, 1 in {tmp_path}")
+    assert len(data.open("train")) == 2
+
+
 def test_folds_pool_the_official_validation_part(tmp_path):
     for part, count in {"train": 6, "val": 4}.items():
         for label, name in enumerate("ab"):

@@ -12,7 +12,7 @@ from imgcls.images.sources import FileSource, Part, Source
 from imgcls.system.files import write_table
 
 Kept = tuple[Part, Source, np.ndarray]
-COLUMNS = ("path", "label", "split")
+COLUMNS = ("path", "label", "split")  # the first alone of images without labels
 
 
 def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     Args:
         folder: Where the table is written; an earlier one goes, and its images.
         kept: Part, its source, and the numbers of the images kept in it, (M,) int64.
-        class_names: Names of the classes.
+        class_names: Names of the classes; none of images without labels.
 
     Returns:
         Number of images of each part, of training images of each class, the table's `file` and the `root` of its paths,
@@ -49,14 +49,16 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
             if in_memory and not in_files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 source.original(number).image.save(folder / path, compress_level=1)
-            count[source.label[number]] += 1
-            label = class_names[source.label[number]]
-            rows.append([path, label, part, *(source.columns[name][number] for name in further)])
-        written["images"][part] = int(count.sum())
+            said = []
+            if class_names:
+                count[source.label[number]] += 1
+                said = [class_names[source.label[number]], part]
+            rows.append([path, *said, *(source.columns[name][number] for name in further)])
+        written["images"][part] = len(rows) - sum(written["images"].values())
         written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
     if not (in_files or in_memory):
         return written
-    write_table(folder / "clean.csv", [*COLUMNS, *further], rows)
+    write_table(folder / "clean.csv", [*(COLUMNS if class_names else COLUMNS[:1]), *further], rows)
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
 
 

@@ -59,8 +59,6 @@ def part_folders(root: Path, pass_over: bool = False) -> dict[Part, Path]:
         )
     if "train" not in found:
         raise UserError(f"{root}: {parts}, and no folder of training images, such as train; add it, or {AS_CLASSES}")
-    if not subfolders(found["train"]):
-        raise UserError(f"{found['train']}: has no sub-folders; expected one per class")
     return {part: found[part] for part in NAMES if part in found}
 
 
