@@ -67,8 +67,7 @@ class TableData(ImageDataModule):
         bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
         for row, reason in bad.items():
             self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
-        whole_numbers = all(re.fullmatch("-?\\d+", label) for label in known)
-        self.class_names = sorted(known, key=lambda label: (int(label) if whole_numbers else 0, label))
+        self.class_names = class_order(known)
         if not known:
             raise UserError(f"{self.table}: has no rows to train on")
 
@@ -96,6 +95,12 @@ class TableData(ImageDataModule):
     def _line(self, row: int) -> str:
         # the header is line 1 of a CSV file; a Parquet file has rows only
         return f"{self.table}:{row + 2}" if self.table.suffix != ".parquet" else f"{self.table} row {row}"
+
+
+def class_order(labels: set[str]) -> list[str]:
+    """Labels sorted, as numbers if all of them are whole numbers."""
+    whole_numbers = all(re.fullmatch("-?\\d+", label) for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if whole_numbers else 0, label))
 
 
 def _bad_rows(root: Path, paths: list[str], labels: list[str], parts: Sequence[str], known: set[str]) -> dict[int, str]:
