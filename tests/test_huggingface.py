@@ -162,6 +162,10 @@ def test_a_split_with_hidden_labels_is_absent(hidden, caplog):
 def test_labels_are_sorted_as_in_tables_and_unknown_ones_are_errors():
     numbers = saved(train=items(9, label="class", names=[10, -1, 9]))
     assert ready(numbers).class_names == ["-1", "9", "10"]
+    turned = items(3).cast_column("label", datasets.Value("int64")).map(lambda row: {"label": 2 - row["label"]})
+    turned = turned.cast_column("label", datasets.ClassLabel(names=NAMES[::-1]))
+    data = ready(saved("turned", train=items(9), test=turned))
+    assert data.class_names == NAMES and data.parts["test"][0].label.tolist() == [0, 1, 2]  # by name
     texts = saved("texts", train=items(9, names=["b", "c", "a"]), test=items(3, names=["b", "c", "q"]))
     with pytest.raises(UserError, match=r"texts: test/2 \(label 'q' is not one of 3 classes\); .*on_error=skip"):
         ready(texts)
@@ -212,6 +216,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         HuggingFaceData(name="x")
 
 
+@pytest.mark.slow
 def test_the_commands_take_it(imgcls):
     saved(train=items(40), test=items(10, 70))
     data = ["--config", ROOT / "configs/data/huggingface.yaml", "--data.name=saved", "--data.image_size=16"]

@@ -17,6 +17,7 @@ from imgcls.images.sources import EncodedSource, NumberedNames, Source
 
 log = logging.getLogger(__name__)
 LABELS = frozenset("label labels class classes class_name target targets category categories y".split())
+UNKNOWN = {"", "-1"}  # the hub's sign of a hidden label
 
 
 class HuggingFaceData(ImageDataModule):
@@ -64,7 +65,7 @@ class HuggingFaceData(ImageDataModule):
         if hasattr(kind, "names"):
             self.class_names = list(kind.names)
         elif _is_plain(kind):
-            self.class_names = class_order(set(map(str, self._values("train"))) - {"", "None"})
+            self.class_names = class_order(set(self._texts("train")) - {""})
         else:
             raise UserError(f"--data.label_column {self.label_column}: holds {kind}; texts, integers or classes can be")
         self._hidden = [self.splits[part] for part in self.splits if part != "train" and self._is_hidden(part)]
@@ -88,13 +89,15 @@ class HuggingFaceData(ImageDataModule):
         good = np.flatnonzero(label >= 0)
         names: Any = NumberedNames(split, len(label))
         if len(good) < len(label):
-            values = self._values(part)
-            bad = [Skipped(part, names[row], self._reason(values[row])) for row in np.flatnonzero(label < 0).tolist()]
+            texts = self._texts(part)
+            bad = [Skipped(part, names[row], self._reason(texts[row])) for row in np.flatnonzero(label < 0).tolist()]
             if self.on_error == "raise":
                 raise UserError(f"{self.name}: {first_of(bad)}; leave such rows out with --data.on_error=skip")
             self.skipped += bad
             names = [names[row] for row in good.tolist()]
-        return DatasetSource(self._items[part], self.image_column, good, label[good], names, Path(self.name))
+        return DatasetSource(
+            self._items[part], self.image_column, good, label[good], names, Path(self.name).expanduser()
+        )
 
     def _load(self, config_name: str | None) -> dict[str, Any]:
         """The splits by name."""
@@ -146,29 +149,31 @@ class HuggingFaceData(ImageDataModule):
             raise UserError(f"--data.{option}: name it, as {several}; {has}")
         return given or candidates[0]
 
-    def _values(self, part: Part) -> list[Any]:
+    def _texts(self, part: Part) -> list[str]:
+        """The label of each row; by its name, as splits may number classes differently. Empty where there is none."""
         items = self._items[part]
-        return items[self.label_column][:] if self.label_column in items.features else [None] * len(items)
+        if self.label_column not in items.features:
+            return [""] * len(items)
+        names = getattr(items.features[self.label_column], "names", None)
+        values = items[self.label_column][:]
+        if names is None:
+            return ["" if value is None else str(value) for value in values]
+        return [names[value] if value is not None and 0 <= value < len(names) else "" for value in values]
 
     def _labels(self, part: Part) -> np.ndarray:
-        """Class of each image, (N,) int64; -1 where there is none."""
+        """Class of each row, (N,) int64; -1 where there is none."""
         if part not in self._label:
-            values = self._values(part)
-            if not hasattr(self._items["train"].features[self.label_column], "names"):
-                number = {name: k for k, name in enumerate(self.class_names)}
-                values = [number.get(str(value), -1) for value in values]
-            label = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-            self._label[part] = np.where(label < self.num_classes, label, -1)
+            number = {name: k for k, name in enumerate(self.class_names)}
+            self._label[part] = np.array([number.get(text, -1) for text in self._texts(part)], dtype=np.int64)
         return self._label[part]
 
     def _is_hidden(self, part: Part) -> bool:
-        known = self._labels(part) >= 0
-        return not known.any() and {str(value) for value in self._values(part)} <= {"-1", "", "None"}
+        return not (self._labels(part) >= 0).any() and set(self._texts(part)) <= UNKNOWN
 
-    def _reason(self, value: Any) -> str:
-        if value in (None, "", -1):
+    def _reason(self, text: str) -> str:
+        if text in UNKNOWN:
             return "has no label"
-        return f"label {str(value)!r} is not one of {self.num_classes} classes{near(str(value), self.class_names)}"
+        return f"label {text!r} is not one of {self.num_classes} classes{near(text, self.class_names)}"
 
 
 class DatasetSource(EncodedSource):
