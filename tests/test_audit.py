@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from imgcls.data.files import FilesData
 from imgcls.data.table import TableData
 from imgcls.evaluate.cleaning import Reason, clean
 from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
@@ -336,6 +337,61 @@ def test_what_a_table_says_beside_is_kept_and_what_is_wrong_in_it_is_listed(imgc
     ] * 2
     kept = rows(Path("audit/clean.csv"))
     assert {row["path"]: row["site"] for row in kept} == {f"images/{k}.png": f"s,{k}" for k in range(1, 12)}
+
+
+def test_a_table_of_absolute_paths_is_cleaned_to_one_below_their_common_folder(imgcls, photos, tmp_path):
+    copy = tmp_path / "more" / "red.png"
+    copy.parent.mkdir()
+    shutil.copy(photos / "red fox/00.png", copy)
+    lines = [{"path": str(path), "label": path.parent.name} for path in [*sorted(photos.rglob("*.png")), copy]]
+    lines[-1]["label"] = "red fox"
+    table = write_table(tmp_path / "t.csv", lines)
+    words = ["--config", ROOT / "configs/data/table.yaml"]
+    Path("earlier.yaml").write_text(
+        "# of 0.1\ndata: {class_path: imgcls.data.table.TableData, init_args: {allow_outside: true}}\n"
+    )
+    code, _, err = imgcls("audit", "--config", "earlier.yaml", f"--data.table={table}", "--data.test_fraction=0")
+    assert code == 0, err
+    result = json.loads(Path("audit/audit.json").read_text())
+    assert sum(result["found"].values()) == 1 and Path(result["clean"]["root"]) in photos.parents
+    kept = {str(Path(result["clean"]["root"], row["path"])) for row in rows(Path("audit/clean.csv"))}
+    assert kept < {line["path"] for line in lines} and len(kept) == 60
+    cleaned = ["--data.table=audit/clean.csv", f"--data.root={result['clean']['root']}"]
+    assert imgcls("audit", *words, *cleaned, "--strict=true")[0] == 0
+
+
+@pytest.mark.parametrize("folders", [("", ""), ("DCIM", "DCIM"), ("train", "test")])
+def test_a_folder_without_classes_is_audited_without_labels_and_not_trained_on(imgcls, tmp_path, folders):
+    root = tmp_path / "pile"
+    for k in range(8):
+        path = root / folders[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(k).save(path)
+    Image.open(path).save(path.with_name("same.bmp"))
+    jpeg(Image.open(path.with_name("5.png"))).save(path.with_name("near.png"))
+    path.with_name("broken.jpg").write_bytes(b"no image")
+    Image.new("RGB", (96, 80), "gray").save(path.with_name("blank.png"))
+    code, out, err = imgcls("audit", *audit_words(root))
+    assert code == 0, err
+    result = json.loads(Path("audit/audit.json").read_text())
+    assert result["found"] == {"broken": 1, "unusable": 0, "copies": 1, "near_duplicates": 1}
+    assert result["images"] == {"unlabelled": 12} and "classes" not in result
+    below = f"{folders[1]}/" if folders[1] else ""
+    assert result["odd"]["blank"] == [{"part": None, "name": f"{below}blank.png", "label": None}]
+    assert {row["name"].removeprefix(below): row["reason"] for row in result["left_out"]} == {
+        "broken.jpg": "broken",
+        "same.bmp": "copy",
+    }
+    page = Path("audit/audit.html").read_text()
+    assert out.startswith("\n12 images (12 unlabelled)\n") and "label errors" not in out
+    assert not any(word in page for word in ("<h2>Classes", " classes", "Label errors", "None"))
+    kept = FilesData([], table="audit/clean.csv", root=str(root)).open("test")
+    assert len(kept) == 10 and all(kept.file(k).is_file() for k in range(10))
+    words = ["--config", ROOT / "configs/model/cnn.yaml", *QUIET, "--trainer.accelerator=cpu"]
+    code, _, err = imgcls("fit", *audit_words(root), *words, "--run_dir", "run")
+    assert code == 2 and err.splitlines()[-1].startswith("error: ") and "Traceback" not in err
+    code, _, err = imgcls("audit", *audit_words(root), "--predictions=[p.csv]")
+    assert code == 2 and "these images have none" in err
 
 
 # ---- with runs ----

@@ -174,7 +174,7 @@ def test_parts_by_any_usual_name(tmp_path, messages, names, within):
     [
         (("train/a", "train/b", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
         (("train", "cats"), r"train beside cats \(1\): are they parts or classes\?"),
-        (("train", "test"), r"test: has no sub-folders; expected one per class"),
+        (("train", "test"), r"train: has no sub-folders; expected one per class"),
         (("train/a", "Training/a"), r"(Training and train|train and Training) both stand for the train part"),
         (("a/train", "a/test", "b/train", "b/test"), r"a/test: is a part within a class; .* test/a"),
         (("train/a", "train/test"), r"train/test: is called like a part, among classes"),
@@ -210,6 +210,18 @@ def test_folders_beside_parts_are_passed_over_when_asked(tmp_path):
 )
 def test_a_name_that_only_resembles_a_part_is_none(name):
     assert part_named(name) is None
+
+
+def test_images_beside_class_folders_are_counted_once(tmp_path, caplog):
+    for k, name in enumerate(("archive/a/1", "archive/b/1", "archive/loose", "archive/other", "out", ".hidden")):
+        write_image(tmp_path / f"{name}.png", k)
+    with caplog.at_level("WARNING"):
+        data = FolderData(root=str(tmp_path))
+        data.prepare_data()
+        data.prepare_data()
+    (record,) = caplog.records
+    assert record.message.endswith(f"beside the folders of classes: 2 in {tmp_path / 'archive'}, 1 in {tmp_path}")
+    assert len(data.open("train")) == 2
 
 
 def test_folds_pool_the_official_validation_part(tmp_path):
@@ -305,14 +317,32 @@ def test_parquet_and_csv_agree(tmp_path, rows):
         ({"label": ""}, {}, r"t.csv:4: has no label"),
         ({"split": "holdout"}, {}, r"t.csv:4: split 'holdout' is no name of a part"),
         ({"path": "images/gone.png"}, {}, r"t.csv:4: images/gone.png: cannot be read .*there is no such file"),
-        ({"path": "../secret.png"}, {}, r"t.csv:4: ../secret.png leaves"),
-        ({"path": "/etc/secret.png"}, {}, r"t.csv:4: /etc/secret.png leaves"),
+        ({"path": "images/../images/./0.png"}, {}, r"t.csv:4: images/../images/./0.png is there twice, with another"),
     ],
 )
 def test_mistakes_in_a_table_name_the_row(tmp_path, rows, change, options, message):
     rows[2] |= change
     with pytest.raises(UserError, match=message):
         ready(TableData(table=str(write_table(tmp_path / "t.csv", rows)), **options))
+
+
+def test_a_table_may_name_files_anywhere(tmp_path, rows):
+    """Absolute paths, and ones out of the table's folder; where they begin does not matter to the fingerprint."""
+    (tmp_path / "tables").mkdir()
+    made = {}
+    for name, root in {"out": "..", "here": tmp_path, "there": tmp_path / "copy"}.items():
+        shutil.copytree(tmp_path / "images", tmp_path / "copy/images", dirs_exist_ok=True)
+        changed = [row | {"path": f"{root}/{row['path']}"} for row in rows]
+        table = write_table(tmp_path / f"tables/{name}.csv", changed)
+        made[name] = ready(TableData(table=str(table), image_size=8, test_fraction=0.2), "test")
+        assert made[name].parts["test"][0].names[0] == changed[0]["path"]
+    assert made["here"].fingerprint == made["there"].fingerprint
+    assert {part: index.tolist() for part, (_, index) in made["out"].parts.items()} == {
+        part: index.tolist() for part, (_, index) in made["here"].parts.items()
+    }
+    changed[2]["path"] = "../copy/" + rows[1]["path"]  # another name of the second one
+    with pytest.raises(UserError, match=r"t.csv:3: .*1.png is there twice, .*t.csv:4"):
+        ready(TableData(table=str(write_table(tmp_path / "tables/t.csv", changed))))
 
 
 # ---- torchvision ----

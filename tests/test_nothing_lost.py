@@ -44,6 +44,7 @@ def send(monkeypatch, number, step, hook="training_step"):
         ("on_validation_epoch_end", 8, 8, []),
         ("on_train_epoch_end", 8, 8, []),
         ("validation_step", 6, 6, ["--trainer.val_check_interval=2"]),  # within an epoch
+        ("training_step", 5, 6, ["--config", ROOT / "configs/trainer/ema.yaml"]),  # while the decay is warmed up
     ],
 )
 def test_sigterm_saves_and_the_run_goes_on_bit_by_bit(imgcls, monkeypatch, hook, step, saved, options):

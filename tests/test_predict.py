@@ -97,7 +97,10 @@ def test_a_list_and_a_table_are_predicted_in_their_order(imgcls, run, pile):
         ("--data.root=*.webp", "--data.root *.webp: matches no file"),
         ("--data.root=list.txt", "--data.root list.txt: is no image; a list of images is given with --data.table=list"),
         ("--data.table=none.txt", "--data.table none.txt: there is no such file"),
-        ("--data.table=list.txt", "list.txt:2: gone.png: is not there, nor is any of 2 files (paths are relative to ."),
+        (
+            "--data.table=list.txt",
+            "list.txt:2: gone.png: is not there, nor is any of 2 files (relative paths begin at .",
+        ),
         ("--data.root=.", "holds no image"),
         ("--min_confidence=0.5", "give --sort_into FOLDER as well"),
         ("--link=hard", "give --sort_into FOLDER as well"),

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 from imgcls.augment.erasing import RandomErasing
@@ -11,6 +10,7 @@ from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import OneOf
 from imgcls.augment.policy import RandAugment, TrivialAugmentWide
 from imgcls.commands.fit import Fit
+from imgcls.training.ema import EMA
 
 from .conftest import QUIET, ROOT
 
@@ -146,14 +146,18 @@ def test_loss_drop_path_and_layer_decay(built):
 
 def test_moving_averages(built):
     def average(name):
-        return [c for c in built(name).trainer.callbacks if isinstance(c, EMAWeightAveraging)]
+        return [c for c in built(name).trainer.callbacks if isinstance(c, EMA)]
 
     (torchvision,) = average("resnet50_torchvision_v2")
     assert torchvision.update_every_n_steps == 32
     decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
-    assert torchvision._kwargs["avg_fn"](torch.ones(1), torch.zeros(1), 5).item() == pytest.approx(decay)
+    assert torchvision._kwargs["avg_fn"](
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), torch.tensor(10**6)
+    ).item() == pytest.approx(decay)
     (convnext,) = average("convnext_finetune")
-    assert convnext._kwargs["avg_fn"](torch.ones(1), torch.zeros(1), 5).item() == pytest.approx(0.9999)
+    assert convnext._kwargs["avg_fn"](
+        torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), torch.tensor(10**6)
+    ).item() == pytest.approx(0.9999)
     assert not average("resnet50_rsb_a2")
 
 

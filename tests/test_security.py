@@ -9,15 +9,16 @@ import pytest
 import torch
 import yaml
 
-from imgcls.data.table import TableData
-from imgcls.errors import UserError
+from imgcls.commands.pack import pack
+from imgcls.data.folder import FolderData
+from imgcls.data.shards import ShardData
 from imgcls.images import checking
+from imgcls.images.shard_files import ShardFiles
 from imgcls.runs.environment import without_keys
 from imgcls.training.features import _read
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import fit
-from .test_data import write_table
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -82,25 +83,26 @@ def test_hostile_predictions_are_not_run(imgcls):
     assert code == 2 and "runs/0.01/predictions/test.npz: cannot be read" in err
 
 
-@pytest.mark.parametrize("path", ["../out.png", "a/../../out.png", "/etc/passwd", "..", "a/../../../etc/x.png"])
-def test_paths_in_tables_do_not_leave_the_root(tmp_path, path):
-    write_image(tmp_path / "out.png", 0)
-    write_image(tmp_path / "data/a/in.png", 0)
-    table = write_table(tmp_path / "data/t.csv", [{"path": "a/in.png", "label": "x"}, {"path": path, "label": "y"}])
-    with pytest.raises(UserError, match=r"t.csv:3: .* leaves .*--data.allow_outside=true permits that"):
-        TableData(table=str(table), val_fraction=0, test_fraction=0).setup("fit")
-
-
-def test_names_that_only_look_like_it_are_inside(tmp_path):
-    write_image(tmp_path / "..hidden" / "1.png", 0)
-    write_image(tmp_path / "a/2.png", 1)
-    write_image(tmp_path.parent / "out.png", 1)
-    rows = [{"path": "..hidden/1.png", "label": "x"}, {"path": "b/../a/2.png", "label": "y"}]
-    (tmp_path / "b").mkdir()
-    options = {"val_fraction": 0, "test_fraction": 0, "image_size": 8}
-    TableData(table=str(write_table(tmp_path / "t.csv", rows)), **options).setup("fit")
-    rows.append({"path": "../out.png", "label": "y"})
-    TableData(table=str(write_table(tmp_path / "t.csv", rows)), allow_outside=True, **options).setup("fit")
+def test_what_a_pack_says_of_names_leads_to_no_other_file(tmp_path, monkeypatch):
+    """A pack comes from elsewhere, unlike a table that the user names: its images are stretches of its own files."""
+    for k in range(8):
+        write_image(tmp_path / "data" / "ab"[k % 2] / f"{k}.png", k % 2, seed=k)
+    facts = pack(FolderData(root=str(tmp_path / "data")), tmp_path / "pack", 1, None)
+    secret = facts["parts"]["train"]
+    facts["parts"] |= {"../../secret": secret, "/etc/secret": secret}
+    (tmp_path / "pack/pack.json").write_text(json.dumps(facts))
+    lines = (tmp_path / "pack/train.jsonl").read_bytes()
+    for k in range(8):  # names of the same length, which lead out
+        lines = lines.replace(f'"{"ab"[k % 2]}/{k}.png"'.encode(), b'"/e/../x"')
+    (tmp_path / "pack/train.jsonl").write_bytes(lines)
+    asked, path = [], ShardFiles.path
+    monkeypatch.setattr(ShardFiles, "path", lambda self, name, size: asked.append(name) or path(self, name, size))
+    data = ShardData(root=str(tmp_path / "pack"), num_workers=0)
+    data.setup("test")
+    source, index = data.parts["train"]
+    assert source.names[0] == "/e/../x" and source.file(0) is None
+    assert source.images(index.tolist(), data.resize_crop("train")).any()
+    assert {name.partition(".")[0].partition("-")[0] for name in asked} == {"train", "val", "test"}
 
 
 def test_keys_stay_out_of_a_runs_folder(imgcls, monkeypatch):

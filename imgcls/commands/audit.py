@@ -15,7 +15,8 @@ from imgcls.cli.configs import config_files, expand_configs, read_config
 from imgcls.cli.lightning import LightningVerb, as_config
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import write_clean_table
-from imgcls.errors import UserError
+from imgcls.data.folder import names_classes
+from imgcls.errors import UserError, printable
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing
 from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
 from imgcls.evaluate.label_errors import label_errors
@@ -27,6 +28,7 @@ from imgcls.system.files import write_json
 
 log = logging.getLogger(__name__)
 PARTS: tuple[Part, ...] = ("test", "val", "train")  # of copies, the one in the earlier part is kept
+OF_LABELLED = {"two_labels", "leaks", "near_leaks", "label_errors"}  # what images without labels and parts cannot have
 BLANK = 1.0  # gray levels by which the pixels of a blank image differ, standard deviation
 TINY = 0.25  # the shorter side as a share of the median one
 LONG = 4.0  # the longer side by the shorter one
@@ -51,6 +53,19 @@ class Audit(LightningVerb):
         words = super().expand(words)
         words += [f"--runs={json.dumps(runs)}"] if runs else []
         return [*words, "--data.on_error=skip"] if runs or configures(words, "data") else words
+
+    def before_instantiate_classes(self) -> None:
+        """Look through a folder whose sub-folders name no classes without labels."""
+        data = self.config.data
+        options = data.init_args
+        if data.class_path == "imgcls.data.folder.FolderData" and options.root:
+            root = Path(options.root).expanduser()
+            if root.is_dir() and not names_classes(root, options.parts):
+                log.info(f"{printable(str(root))}: no sub-folders that could be classes: audited without labels")
+                data.class_path = "imgcls.data.files.FilesData"
+                del options["parts"]
+                options.class_names = ["", ""]  # for the model, which is not used
+        super().before_instantiate_classes()
 
     def work(
         self,
@@ -85,24 +100,28 @@ class Images:
         data: The data module.
 
     Attributes:
-        rank: Number of its part in `PARTS`, (N,) int64.
+        parts: Those of `PARTS` that there are; images without labels have one alone.
+        rank: Number of its part in `parts`, (N,) int64.
         number: Of each image in its part's source, (N,) int64.
-        label: (N,) int64.
+        label: (N,) int64; -1 of all images without labels.
+        class_names: None of images without labels.
         names: N names.
         size, mode, digest, gray, reason: See `Survey`.
     """
 
     def __init__(self, data: ImageDataModule) -> None:
-        self.class_names, self.value_range = data.class_names, data.resize_crop("test").value_range
-        self.sources = [data.parts[part][0] for part in PARTS]
-        indices = [np.sort(data.parts[part][1]) for part in PARTS]
-        self.rank = np.repeat(np.arange(len(PARTS)), [len(index) for index in indices])
+        self.value_range = data.resize_crop("test").value_range
+        self.parts = [part for part in PARTS if part in data.parts]
+        self.sources = [data.parts[part][0] for part in self.parts]
+        indices = [np.sort(data.parts[part][1]) for part in self.parts]
+        self.rank = np.repeat(np.arange(len(self.parts)), [len(index) for index in indices])
         self.number = np.concatenate(indices)
         self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
+        self.class_names = data.class_names if (self.label >= 0).any() else []
         self.names = [s.names[k] for s, index in zip(self.sources, indices, strict=True) for k in index.tolist()]
         looked = []
-        for part, source, index in zip(PARTS, self.sources, indices, strict=True):
-            log.info(f"audit: reading {len(index)} images of the {part} part")
+        for part, source, index in zip(self.parts, self.sources, indices, strict=True):
+            log.info(f"audit: reading {len(index)} images" + (f" of the {part} part" if self.class_names else ""))
             looked.append(survey(source, index, data.num_workers, self.value_range))
         self.size, self.digest, self.gray = (
             np.concatenate([getattr(found, name) for found in looked]) for name in ("size", "digest", "gray")
@@ -113,9 +132,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.label)
 
-    def part(self, position: int) -> Part:
-        """Part of an image."""
-        return PARTS[self.rank[position]]
+    def part(self, position: int) -> Part | None:
+        """Part of an image, if it has a label."""
+        return self.parts[self.rank[position]] if self.class_names else None
 
     def picture(self, position: int) -> Image.Image:
         """Pixels of an image."""
@@ -128,7 +147,7 @@ class Images:
 
     def facts(self, position: int) -> dict[str, Any]:
         """Part, name and label of an image."""
-        label = self.class_names[self.label[position]]
+        label = self.class_names[self.label[position]] if self.class_names else None
         return {"part": self.part(position), "name": self.names[position], "label": label}
 
 
@@ -164,6 +183,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     near = groups_of(pairs, len(images))
     compared = time.perf_counter()
     probability = None
+    if (runs or predictions) and not images.class_names:
+        raise UserError("--run, --predictions: tell of labels that are wrong, and these images have none")
     if runs or predictions:
         probability = held_out(predicted_by, predictions, images.names, data.class_names)
     suspects = np.empty(0, np.int64)
@@ -172,7 +193,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         suspects = known[label_errors(probability[known], images.label[known])]
     wrong = np.zeros(len(images), bool)
     if drop_label_errors:
-        wrong[suspects] = images.rank[suspects] == PARTS.index("train")
+        wrong[suspects] = images.rank[suspects] == images.parts.index("train")
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
 
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
@@ -194,9 +215,9 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         "predicted": 0 if probability is None else len(known),
         "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
     }
-    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(PARTS)}
-    table = [(part, data.parts[part][0], kept[part]) for part in reversed(PARTS)]
-    result["clean"] = write_clean_table(out, table, data.class_names)
+    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
+    table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
+    result["clean"] = write_clean_table(out, table, images.class_names)
     counted = Counter(reason.tolist())
     found: Found = {
         "broken": len(result["broken"]),
@@ -208,6 +229,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         "near_duplicates": sum(len(group) - 1 for group in alike),
         "label_errors": len(suspects),
     }
+    found = {key: number for key, number in found.items() if images.class_names or key not in OF_LABELLED}
     result["found"] = found
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
@@ -229,10 +251,7 @@ def _open(data: ImageDataModule) -> None:
 
 def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
     """How many images there are, of which classes, sizes and colours, and which are odd."""
-    parts = {part: images.rank == k for k, part in reversed(list(enumerate(PARTS)))}
-    count = len(images.class_names)
-    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
-    classes = {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()}
+    parts = {part: images.rank == k for k, part in reversed(list(enumerate(images.parts)))}
     whole = np.flatnonzero(~broken)
     size = images.size[whole]
     short, long = np.sort(size, axis=1).T if len(whole) else np.empty((2, 0))
@@ -245,9 +264,7 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
     }
     sizes = Counter(map(tuple, size.tolist()))
     return {
-        "images": {part: int(of.sum()) for part, of in parts.items()},
-        "classes": classes,
-        "largest_to_smallest_class": max(counts["train"]) / max(1, min(counts["train"])),
+        **(_of_classes(images, parts) if images.class_names else {"images": {"unlabelled": len(images)}}),
         "width": _range(size[:, 0]),
         "height": _range(size[:, 1]),
         "sizes": len(sizes),
@@ -255,6 +272,17 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
         "modes": dict(Counter(images.mode[k] for k in whole).most_common()),
         "odd": {kind: [images.facts(k) for k in at] for kind, at in odd.items()},
         "odd_positions": {kind: at.tolist() for kind, at in odd.items()},
+    }
+
+
+def _of_classes(images: Images, parts: dict[Part, np.ndarray]) -> dict[str, Any]:
+    """How many images the parts, given as (N,) bool, have of each class."""
+    count = len(images.class_names)
+    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
+    return {
+        "images": {part: sum(number) for part, number in counts.items()},
+        "classes": {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()},
+        "largest_to_smallest_class": max(counts["train"]) / max(1, min(counts["train"])),
     }
 
 
@@ -290,17 +318,20 @@ def _why(images: Images, position: int, reason: np.ndarray, of: np.ndarray) -> d
 def _tell(result: dict[str, Any], out: Path) -> None:
     """The result in the terminal."""
     parts = ", ".join(f"{number} {part}" for part, number in result["images"].items())
-    print(f"\n{sum(result['images'].values())} images ({parts}), {len(result['classes']['train'])} classes\n")
-    for key, text in FOUND.items():
-        print(f"  {result['found'][key]:>7}  {text}")
-    if not result["predicted"]:
+    labelled = "classes" in result
+    classes = f", {len(result['classes']['train'])} classes" if labelled else ""
+    print(f"\n{sum(result['images'].values())} images ({parts}){classes}\n")
+    for key, number in result["found"].items():
+        print(f"  {number:>7}  {FOUND[key]}")
+    if labelled and not result["predicted"]:
         print("           label errors were not looked for: --run RUN_DIR gives predictions")
-    lost = [name for name, number in result["clean"]["classes"]["train"].items() if number == 0]
+    lost = [name for name, number in result["clean"]["classes"].get("train", {}).items() if number == 0]
     if lost:
         print(f"\nno training image is left of {', '.join(lost)}")
     print(f"\npage: {out / 'audit.html'}")
     if "file" in result["clean"]:
         root = "" if result["clean"]["root"] == str(out) else f" --data.root={result['clean']['root']}"
-        print(f"table: --config configs/data/table.yaml --data.table={result['clean']['file']}{root}")
+        config = "--config configs/data/table.yaml" if labelled else "predict --run RUN_DIR"
+        print(f"table: {config} --data.table={result['clean']['file']}{root}")
     else:
         print("no table: the images are neither files of their own nor all in memory")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 
 from imgcls.cli.arguments import take
 from imgcls.cli.configs import expand_configs
@@ -70,6 +71,9 @@ class Fit(LightningVerb):
         # a checkpoint from elsewhere must not run code
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
         if self.config.test_after_fit and not self.trainer.interrupted:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback._average_model = None  # with it, Lightning's own would test the weights beside the average
             self.trainer.test(
                 self.model,
                 datamodule=self.datamodule,

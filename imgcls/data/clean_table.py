@@ -12,7 +12,7 @@ from imgcls.images.sources import FileSource, Part, Source
 from imgcls.system.files import write_table
 
 Kept = tuple[Part, Source, np.ndarray]
-COLUMNS = ("path", "label", "split")
+COLUMNS = ("path", "label", "split")  # the first alone of images without labels
 
 
 def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     Args:
         folder: Where the table is written; an earlier one goes, and its images.
         kept: Part, its source, and the numbers of the images kept in it, (M,) int64.
-        class_names: Names of the classes.
+        class_names: Names of the classes; none of images without labels.
 
     Returns:
         Number of images of each part, of training images of each class, the table's `file` and the `root` of its paths,
@@ -32,13 +32,13 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     (folder / "clean.csv").unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
     sources = [source for _, source, _ in kept]
-    files = [source.root for source in sources if isinstance(source, FileSource)]
+    files = [source for source in sources if isinstance(source, FileSource)]
     names: list[str] = []
     written: dict[str, Any] = {"images": {}, "classes": {}, "names_impossible": names}
     further = [n for n in sources[0].columns if n not in COLUMNS and all(n in s.columns for s in sources)]
     rows: list[list[str]] = []
     in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
-    root = Path(os.path.commonpath([os.path.abspath(root) for root in files])) if in_files else folder
+    root = Path(os.path.commonpath(set[str]().union(*map(_folders, files)))) if in_files else folder
     for part, source, numbers in kept:
         count = np.zeros(len(class_names), np.int64)
         for number in numbers.tolist():
@@ -49,14 +49,16 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
             if in_memory and not in_files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 source.original(number).image.save(folder / path, compress_level=1)
-            count[source.label[number]] += 1
-            label = class_names[source.label[number]]
-            rows.append([path, label, part, *(source.columns[name][number] for name in further)])
-        written["images"][part] = int(count.sum())
+            said = []
+            if class_names:
+                count[source.label[number]] += 1
+                said = [class_names[source.label[number]], part]
+            rows.append([path, *said, *(source.columns[name][number] for name in further)])
+        written["images"][part] = len(rows) - sum(written["images"].values())
         written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
     if not (in_files or in_memory):
         return written
-    write_table(folder / "clean.csv", [*COLUMNS, *further], rows)
+    write_table(folder / "clean.csv", [*(COLUMNS if class_names else COLUMNS[:1]), *further], rows)
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
 
 
@@ -64,8 +66,14 @@ def _path(source: Source, number: int, part: Part, root: Path) -> str:
     if not isinstance(source, FileSource):
         return f"images/{part}/{number}.png"
     path = source.paths[number]
-    same = os.path.abspath(source.root) == str(root) or os.path.isabs(path)
+    same = os.path.abspath(source.root) == str(root) and not os.path.isabs(path)
     return path if same else os.path.relpath(source.root / path, root)
+
+
+def _folders(source: FileSource) -> set[str]:
+    """Where relative paths begin, and the folders of absolute ones."""
+    root = os.path.abspath(source.root)
+    return {os.path.dirname(os.path.abspath(path)) if os.path.isabs(path) else root for path in source.paths}
 
 
 def _fits(path: str) -> bool:

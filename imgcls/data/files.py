@@ -30,7 +30,7 @@ class FilesData(ImageDataModule):
     Args:
         class_names: The classes that the model knows.
         table: A text file with a path on each line, or a .csv or .parquet file with a column of paths. They are
-            relative to `root` (default: the table's own folder).
+            absolute, or relative to `root` (default: the table's own folder).
         path_column: The column's name.
     """
 
@@ -85,12 +85,12 @@ class FilesData(ImageDataModule):
             raise UserError(f"--data.table {table}: there is no such file")
         first: dict[str, tuple[int, str]] = {}
         lines = self._lines(table)
+        folder = self.root or table.parent
         for number, path in lines:
-            first.setdefault(os.path.normpath(path), (number, path))
+            first.setdefault(os.path.abspath(folder / path), (number, path))
         if len(first) < len(lines):
             log.info(f"{table}: {len(lines) - len(first)} of {len(lines)} images are there again, and predicted once")
         origins = [f"{table}:{number}" for number, _ in first.values()]
-        folder = self.root or table.parent
         source = FileSource(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
         refuse_if_none_is_there(source, "files")
         return source

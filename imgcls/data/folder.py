@@ -9,10 +9,11 @@ from imgcls.data.options import short
 from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import Skipped
-from imgcls.images.listing import list_images, subfolders
+from imgcls.images.listing import has_images, images_directly_in, list_images, subfolders
 from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
+Parts = Literal["auto", "named", "none"]
 
 
 class FolderData(ImageDataModule):
@@ -33,18 +34,21 @@ class FolderData(ImageDataModule):
 
     root: Path
 
-    def __init__(self, parts: Literal["auto", "named", "none"] = "auto", **kwargs: Any) -> None:
+    def __init__(self, parts: Parts = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.root is None:
             raise UserError("--data.root: give the folder of the images")
         if not self.root.is_dir():
             raise UserError(f"--data.root {self.root}: there is no such folder")
-        self._inner = self.root if parts == "none" else innermost(self.root)
-        self.folders = {} if parts == "none" else part_folders(self._inner, pass_over=parts == "named")
+        self._inner, self.folders = folders_of(self.root, parts)
         self._listed: dict[Part, dict[str, list[Path]]] = {}
         # without training images, as in a set that is only tested on, all classes that there are
         tell_classes = [self.folders["train"]] if "train" in self.folders else self.folders.values() or [self._inner]
         found = {folder: subfolders(folder) for folder in tell_classes}
+        for folder in self.folders.values():
+            if not subfolders(folder):
+                way_out = "; move it away if its images have no labels"
+                raise UserError(f"{folder}: has no sub-folders; expected one per class{way_out}")
         if parts != "none":
             for folder, names in found.items():
                 refuse_parts_for_classes(folder, names)
@@ -57,7 +61,7 @@ class FolderData(ImageDataModule):
         self.class_names = [printable(name) for name in self._classes]
         if not self.class_names:
             raise UserError(
-                f"--data.root {self.root}: has no sub-folders; expected one per class, "
+                f"--data.root {self._inner}: has no sub-folders; expected one per class, "
                 "or train/, val/ and test/ with one per class in each"
             )
 
@@ -75,6 +79,11 @@ class FolderData(ImageDataModule):
         taken = [f"{part} from {printable(folder.name)} ({count(part)})" for part, folder in self.folders.items()]
         taken = taken or [f"{count('train')}, of which validation and test are split off"]
         log.info(f"images in {self._inner}: {', '.join(taken)}; classes: {short(self.class_names)}")
+        above = [folder for folder in (self._inner, *self._inner.parents) if folder.is_relative_to(self.root)]
+        loose = {folder: images_directly_in(folder) for folder in (*above, *self.folders.values())}
+        if any(loose.values()):
+            where = ", ".join(f"{number} in {printable(str(folder))}" for folder, number in loose.items() if number)
+            log.warning(f"passed over images that lie beside the folders of classes: {where}")
 
     def open(self, part: Part) -> Source:  # noqa: D102
         if self.folders and part not in self.folders:
@@ -109,3 +118,18 @@ class FolderData(ImageDataModule):
             folder = self.folders.get(part, self._inner)
             self._listed[part] = {name: list_images(folder / name) for name in subfolders(folder)}
         return self._listed[part]
+
+
+def folders_of(root: Path, parts: Parts) -> tuple[Path, dict[Part, Path]]:
+    """The folder within `root` that holds classes or parts, and the folders of the parts, {} without any."""
+    if parts == "none":
+        return root, {}
+    inner = innermost(root)
+    return inner, part_folders(inner, pass_over=parts == "named")
+
+
+def names_classes(root: Path, parts: Parts) -> bool:
+    """Whether at least two folders of images could be classes: one alone tells nothing apart."""
+    inner, folders = folders_of(root, parts)
+    top = folders.get("train", inner)
+    return sum(has_images(top / name) for name in subfolders(top)) > 1

@@ -35,7 +35,7 @@ def part_folders(root: Path, pass_over: bool = False) -> dict[Part, Path]:
         pass_over: Leave out other folders with images.
 
     Raises:
-        UserError: There are such folders, but other images beside them, two for one part, or one without classes.
+        UserError: There are such folders, but other images beside them, or two for one part.
     """
     found: dict[Part, Path] = {}
     others = []
@@ -57,11 +57,6 @@ def part_folders(root: Path, pass_over: bool = False) -> dict[Part, Path]:
             f"{root}: {parts} beside {short(beside)}: are they parts or classes? {AS_CLASSES}, "
             f"--data.parts=named passes over all but {parts}"
         )
-    for folder in found.values():
-        if not subfolders(folder):
-            raise UserError(
-                f"{folder}: has no sub-folders; expected one per class; move it away if its images have no labels"
-            )
     return {part: found[part] for part in NAMES if part in found}
 
 

@@ -23,11 +23,10 @@ class TableData(ImageDataModule):
 
     Args:
         table: The file, .csv or .parquet.
-        path_column: Paths, relative to `root` (default: the table's own folder).
+        path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
         split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
             is one.
-        allow_outside: Let paths leave `root`.
     """
 
     root: Path
@@ -38,7 +37,6 @@ class TableData(ImageDataModule):
         path_column: str = "path",
         label_column: str = "label",
         split_column: str | None = None,
-        allow_outside: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,7 +46,6 @@ class TableData(ImageDataModule):
         if not self.table.is_file():
             raise UserError(f"--data.table {table}: there is no such file")
         self.root = self.root or self.table.parent
-        self.allow_outside = allow_outside
         columns = read_columns(self.table)
         if split_column is None and "split" in columns:
             split_column = "split"
@@ -62,7 +59,7 @@ class TableData(ImageDataModule):
         # without training rows, as in a set that is only tested on, all classes that there are
         tell_classes = {"train"} & set(parts) or set(parts)
         known = {label for label, part in zip(labels, parts, strict=True) if label and part in tell_classes}
-        bad = _bad_rows(paths, labels, parts, known)
+        bad = _bad_rows(self.root, paths, labels, parts, known)
         if bad and self.on_error == "raise":
             found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
             raise UserError(f"{first_of(found)}; mend the table, or leave such rows out with --data.on_error=skip")
@@ -72,8 +69,7 @@ class TableData(ImageDataModule):
         bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
         for row, reason in bad.items():
             self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
-        whole_numbers = all(re.fullmatch("-?\\d+", label) for label in known)
-        self.class_names = sorted(known, key=lambda label: (int(label) if whole_numbers else 0, label))
+        self.class_names = class_order(known)
         if not known:
             raise UserError(f"{self.table}: has no rows that can be used")
 
@@ -82,11 +78,6 @@ class TableData(ImageDataModule):
 
     def open(self, part: Part) -> Source:  # noqa: D102
         rows = [(row, path, label) for row, path, label, of in self._rows if of == part]
-        for row, path, _ in rows:
-            outside = os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == ".."
-            if outside and not self.allow_outside:
-                where = f"{self._line(row)}: {path} leaves {self.root}"
-                raise UserError(f"{where}; --data.allow_outside=true permits that")
         number = {name: k for k, name in enumerate(self.class_names)}
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
         source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
@@ -108,12 +99,18 @@ class TableData(ImageDataModule):
         return f"{self.table}:{row + 2}" if self.table.suffix != ".parquet" else f"{self.table} row {row}"
 
 
-def _bad_rows(paths: list[str], labels: list[str], parts: Sequence[str], known: set[str]) -> dict[int, str]:
+def class_order(labels: set[str]) -> list[str]:
+    """Labels sorted, as numbers if all of them are whole numbers."""
+    whole_numbers = all(re.fullmatch("-?\\d+", label) for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if whole_numbers else 0, label))
+
+
+def _bad_rows(root: Path, paths: list[str], labels: list[str], parts: Sequence[str], known: set[str]) -> dict[int, str]:
     """Rows that cannot be used, by number, and why: of rows that say the same of an image, the first is good."""
     bad: dict[int, str] = {}
     first: dict[str, int] = {}
     for row, (path, label, part) in enumerate(zip(paths, labels, parts, strict=True)):
-        same = first.setdefault(os.path.normpath(path), row) if path else row
+        same = first.setdefault(os.path.abspath(root / path), row) if path else row
         if not path or not label:
             bad[row] = f"has no {'label' if path else 'path'}"
         elif label not in known:
@@ -146,7 +143,7 @@ def refuse_if_none_is_there(source: FileSource, files: str) -> None:
     if len(source) and (source.sizes[:, 0] < 0).all():
         raise UserError(
             f"{source.describe(0)}: is not there, nor is any of {len(source)} {files} "
-            f"(paths are relative to {source.root}; --data.root names another folder)"
+            f"(relative paths begin at {source.root}; --data.root names another folder)"
         )
 
 

@@ -31,6 +31,12 @@ def has_images(folder: Path) -> bool:
     return any(map(_is_image, _files(folder)))
 
 
+def images_directly_in(folder: Path) -> int:
+    """How many images lie in a folder itself, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sum(_is_image(Path(e.name)) and not e.name.startswith(".") and e.is_file() for e in entries)
+
+
 def subfolders(folder: Path) -> list[str]:
     """Names of a folder's own folders, without hidden ones, sorted."""
     with os.scandir(folder) as entries:  # which, unlike a Path, knows folders without asking for each file

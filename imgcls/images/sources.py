@@ -140,8 +140,11 @@ class Source(ABC):
 
     def fingerprint(self) -> str:
         """Hash of labels and names; the same on every machine that has the same data."""
+        return self._fingerprint(self.names)
+
+    def _fingerprint(self, names: Sequence[str]) -> str:
         digest = hashlib.blake2b(self.label.tobytes(), digest_size=8)
-        for name in self.names:
+        for name in names:
             digest.update(f"{name}\n".encode())
         return digest.hexdigest()
 
@@ -194,7 +197,8 @@ class FileSource(EncodedSource):
 
     Args:
         root: Folder of the files.
-        paths: Relative to `root`; a name that is no valid text (bytes from another system) is shown with escapes.
+        paths: Relative to `root`, or absolute; a name that is no valid text (bytes from another system) is shown with
+            escapes.
         label: Class of each image, (N,) int64.
         origins: Where each file was named, such as a table's line, for messages.
     """
@@ -211,9 +215,13 @@ class FileSource(EncodedSource):
         return np.array([_size_and_time(self.root / path) for path in self.paths], dtype=np.int64).reshape(-1, 2)
 
     def fingerprint(self) -> str:
-        """Hash of labels, names and file sizes; files are not read."""
+        """Hash of labels, names (absolute ones from their common folder on) and file sizes; files are not read."""
+        names = self.names
+        if len(names) and all(map(os.path.isabs, names)):
+            folder = os.path.commonpath(names)
+            names = [os.path.relpath(name, folder) for name in names]
         sizes = "\n".join(map(str, self.sizes[:, 0].tolist()))
-        return hashlib.blake2b(f"{super().fingerprint()}\n{sizes}".encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(f"{self._fingerprint(names)}\n{sizes}".encode(), digest_size=8).hexdigest()
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return read_file(self.file(number))

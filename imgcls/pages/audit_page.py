@@ -43,8 +43,8 @@ def write_page(path: Path, result: Mapping[str, Any], shown: Mapping[str, Any], 
     labels = result["label_errors"][:SUSPECTS]
     page = template("audit.html").render(
         result=result,
-        found=[(text, result["found"][key]) for key, text in FOUND.items()],
-        largest=max((n for of in result["classes"].values() for n in of.values()), default=1) or 1,
+        found=[(text, result["found"][key]) for key, text in FOUND.items() if key in result["found"]],
+        largest=max((n for of in result.get("classes", {}).values() for n in of.values()), default=1) or 1,
         groups={
             key: [[image(k) for k in group[:IMAGES]] for group in shown[key][:GROUPS]]
             for key in ("two_labels", "exact", "near")

@@ -4,7 +4,10 @@ from typing import Any
 
 MOVED = {"imgcls.distill.Teacher": "imgcls.training.distillation.Teacher"}
 # options without effect on results, beyond rounding
-REMOVED = {"imgcls.augment.pipeline.Pipeline": ("fuse", "compile")}
+REMOVED = {
+    "imgcls.augment.pipeline.Pipeline": ("fuse", "compile"),
+    "imgcls.data.table.TableData": ("allow_outside",),
+}
 
 
 def upgraded(config: Any) -> Any:
