@@ -80,3 +80,16 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(root, tmp_path, im
 def test_a_dry_run_finds_what_a_training_would(imgcls, root):
     code, _, err = imgcls("fit", *TINY, *FOLDER, f"--data.root={root}", "--dry_run=true", "--trainer.max_epochs=-1")
     assert code == 2 and "--trainer.max_epochs: give a number" in err
+
+
+def test_no_test_images(imgcls, root):
+    for part in ("train", "test"):
+        (root / part).rename(root / f"{part}-of-before")
+    (root / "val").rename(root / "classes")
+    words = (*TINY, *FOLDER, f"--data.root={root / 'classes'}", "--data.test_fraction=0", "--data.val_fraction=0.5")
+    code, _, err = imgcls("fit", *words, "--run_dir=run")
+    assert code == 2 and "there are no test images; --data.test_fraction" in err
+    assert imgcls("fit", *words, "--dry_run=true", "--test_after_fit=false")[0] == 0
+    assert imgcls("fit", *words, "--run_dir=run", "--test_after_fit=false")[0] == 0
+    code, _, err = imgcls("test", "--run=run", *QUIET)
+    assert code == 2 and "there are no test images; --data.test_fraction" in err

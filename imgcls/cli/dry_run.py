@@ -32,7 +32,7 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
     Raises:
         UserError: Something is wrong with data, model or settings.
     """
-    data.check_test = True
+    data.check_test = data.check_test or data.has_official("test") or data.test_fraction > 0
     data.prepare_data()
     data.setup("fit")
     data.trainer, trainer.datamodule, model.trainer = trainer, data, trainer  # type: ignore[attr-defined]

@@ -176,13 +176,16 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def test_images(self) -> int:
-        """Number of test images, once the data is open."""
-        return len(self._test_part()[1])
+        """Number of test images, once the training part is open."""
+        there_are = self.has_official("test") or self.test_fraction > 0
+        return len(self._test_part()[1]) if there_are else 0
 
     def _test_part(self) -> tuple[Source, np.ndarray]:
         if self._test is None:
             own = self._require(self.open("test"), "test")
             self._test = own, np.arange(len(own))
+        if not len(self._test[1]):
+            raise UserError("data: there are no test images; --data.test_fraction says how many are split off")
         return self._test
 
     def _check_images(self, parts: Parts) -> Parts:

@@ -77,7 +77,7 @@ class FolderData(ImageDataModule):
             return sum(len(found) for found in self._images(part).values())
 
         taken = [f"{part} from {printable(folder.name)} ({count(part)})" for part, folder in self.folders.items()]
-        taken = taken or [f"{count('train')}, of which validation and test are split off"]
+        taken = taken or [f"{count('train')}, not divided into parts"]
         log.info(f"images in {self._inner}: {', '.join(taken)}; classes: {short(self.class_names)}")
         above = [folder for folder in (self._inner, *self._inner.parents) if folder.is_relative_to(self.root)]
         loose = {folder: images_directly_in(folder) for folder in (*above, *self.folders.values())}

@@ -21,8 +21,9 @@ def write_report(run: RunFolder) -> None:
     rows = read_metrics(run)
     metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
+    whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     page = template("report.html").render(
-        name=f"{run.path.parent.name}/{run.path.name}",
+        name=f"{whose}/{run.path.name}",
         headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
         metrics=[(k, _number(v)) for k, v in sorted(metrics.items())],
         curves=[curve for key, title in CURVES.items() if (curve := _curve(rows, key, title))],
