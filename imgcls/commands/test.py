@@ -23,7 +23,7 @@ class Test(LightningVerb):
         """
         data = self.datamodule
         self.trainer.test(self.model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-        self.print_metrics("test/", *(["robust/"] if self.config.robustness or robustness_baseline else []))
+        self.print_summary("test")
 
 
 main = Test.main
