@@ -303,7 +303,9 @@ class LightningVerb(LightningCLI, ABC):
         callbacks = [*given, *self.callbacks(), record, Signals(self.run), EpochTable(self.screen, self.run)]
         if config.trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in given):
             callbacks.append(ModelSummary())  # Lightning's default prints where it could log
-        if not any(isinstance(c, ProgressBar) for c in given):
+            config.trainer.enable_model_summary = False
+        self.screen.foreign_bar = any(isinstance(c, ProgressBar) for c in given)
+        if not self.screen.foreign_bar:
             config.trainer.enable_progress_bar = config.trainer.enable_progress_bar is not False and self.screen.moves
             callbacks += [Bar(self.screen.console)] if config.trainer.enable_progress_bar else []
         config.trainer.callbacks = callbacks

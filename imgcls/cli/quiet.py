@@ -23,6 +23,7 @@ NOISE = (
     ".*in eval mode at the start of training.*",  # what is frozen stays in eval mode
     ".*this fit will run with no optimizer.*",  # variants that solve for the head
     ".*Total length of `list` across ranks is zero.*",  # no validation part
+    ".*recommended to use `self.log.*sync_dist=True.*",  # figures are of all processes before they are logged
     ".*your dataloader is not resumable.*",  # the data module keeps the position
     ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
     ".*LeafSpec.*",

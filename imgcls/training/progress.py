@@ -16,6 +16,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
 
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import printable
@@ -29,7 +31,13 @@ PLAIN = {"markup": False, "highlight": False, "emoji": False}  # names of classe
 
 
 class Screen:
-    """Standard output of rank 0, above a bar where there is one; what it shows goes to the run's log too."""
+    """Standard output of rank 0, above a bar where there is one; what it shows goes to the run's log too.
+
+    Attributes:
+        foreign_bar: Whether a bar that is not ours may be there; most are tqdm's.
+    """
+
+    foreign_bar = False
 
     def __init__(self) -> None:
         # what reads a pipe or a log breaks lines itself
@@ -44,9 +52,13 @@ class Screen:
     @rank_zero_only
     def print(self, shown: RenderableType, style: str | None = None, whole: bool = False) -> None:
         """Print text or a table; `whole` is for lines that one copies, which are never broken."""
-        self.console.print(shown, style=style, soft_wrap=whole)
+        shown = Text(shown, style or "") if isinstance(shown, str) else shown
         with self.plain.capture() as text:
             self.plain.print(shown)
+        if self.foreign_bar:
+            tqdm.write(text.get(), end="")
+        else:
+            self.console.print(shown, soft_wrap=whole)
         for line in text.get().splitlines():
             log.debug(line.rstrip())
 
@@ -106,7 +118,7 @@ class Bar(ProgressBar):
             self.progress = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._start("", total_batches(trainer), _batches_done(trainer))
+        self._start(_epoch(trainer), total_batches(trainer), _batches_done(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the pace of the epoch before, with its validation and checkpoints; the first one reads the images."""

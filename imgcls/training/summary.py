@@ -29,7 +29,7 @@ MEANING = {
     "balanced_acc": "mean recall of the classes",
     "precision": "of what is predicted as a class",
     "recall": "of what is of a class",
-    "f1": "harmonic mean of these two",
+    "f1": "precision and recall in one",
     "auroc": "each class against all others",
     "nll": "negative log-likelihood, in nats",
     "ece": "gap of confidence and accuracy",
