@@ -79,7 +79,7 @@ def kept_messages() -> Iterator[MemoryHandler]:
     root.addHandler(kept)
     try:
         yield kept
-    except BaseException as error:
+    except Exception as error:
         log.debug(f"error: {one_line(error)}", exc_info=not isinstance(error, UserError))
         raise
     finally:

@@ -26,6 +26,7 @@ from imgcls.training.loggers import Wandb, parts_of
 
 log = logging.getLogger(__name__)
 SECONDS = 0.25  # between two pictures of the bar: one costs as much as a small model's step
+BAR = 24  # characters; with the longest text they do not fill a line of 80, where a ^C that is echoed would break it
 UNBROKEN = 1000  # characters of a line
 PLAIN = {"markup": False, "highlight": False, "emoji": False}  # names of classes are text
 
@@ -87,7 +88,7 @@ class Bar(ProgressBar):
         if self.enabled:
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(None),
+                BarColumn(BAR),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[left]}"),
             )
@@ -96,7 +97,6 @@ class Bar(ProgressBar):
                 console=self.console,
                 auto_refresh=False,
                 transient=True,
-                expand=True,
                 redirect_stderr=sys.stderr.isatty(),
             )
             self.progress.add_task(shown, total=total if math.isfinite(total) else None, completed=done, left="")

@@ -45,6 +45,7 @@ MEANING = {
     "robust/ece": "likewise",
     "robust/relative_error": "of that of the baseline",
 }
+TRAIN = "train: mean over the last epoch, as augmented; all others: of the best epoch"
 HEADLINE = {"test": "test", "val": "validation"}
 
 
@@ -63,13 +64,15 @@ def print_summary(
     metrics = read_json(run.metrics_json)
     screen.print("")
     stored = run.predictions / f"{parts[-1]}.npz"
-    if f"{parts[-1]}/acc" in metrics and stored.is_file():
-        predicted = read_predictions(stored)
+    known = f"{parts[-1]}/acc" in metrics and stored.is_file()
+    predicted = read_predictions(stored) if known else None
+    if predicted is not None:
         screen.print(_headline(parts[-1], metrics, predicted, "train" in parts), "bold")
-        screen.print(_metrics_table(metrics, parts, robustness))
+    screen.print(_metrics_table(metrics, parts, robustness))
+    if "train" in parts:
+        screen.print(TRAIN, "dim")
+    if predicted is not None:
         screen.print(_confused(predicted, class_names))
-    else:
-        screen.print(_metrics_table(metrics, parts, robustness))
     if "train" in parts:
         screen.print(f"trained for {metrics['fit/seconds']:,.0f} s; next:\n")
         for command in _next(run, "test" in parts):
@@ -94,9 +97,7 @@ def _metrics_table(metrics: dict[str, Any], parts: Sequence[str], robustness: bo
             cells.setdefault(metric, {})[part] = value
         elif part == "robust" and robustness:
             cells[name] = {"test": value}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption_justify="left")
-    if "train" in parts and len(parts) > 1:
-        table.caption = "train: mean over the last epoch, as augmented; all others: of the best epoch"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for part in parts:
         table.add_column(part, justify="right", no_wrap=True)
