@@ -109,7 +109,8 @@ class Bar(ProgressBar):
             return
         self.drawn, (task,) = now, self.progress.tasks
         pace = self.pace or (now - self.since) / max(1, done - self.done_before)
-        left = f"{timedelta(seconds=round(pace * (task.total - done)))} left" if task.total and done else ""
+        known = self.pace or done > self.done_before
+        left = f"{timedelta(seconds=round(pace * (task.total - done)))} left" if task.total and known else ""
         self.progress.update(task.id, description=shown, completed=done, left=left, refresh=True)
 
     def _stop(self, *_: Any, **__: Any) -> None:
@@ -130,34 +131,25 @@ class Bar(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
         self._draw(_epoch(trainer), _batches_done(trainer))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if trainer.state.fn == "validate":
-            self._start("validation", sum(trainer.num_val_batches))  # type: ignore[arg-type]
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
+        if (verb := _verb(trainer)) != "fit":
+            batches = {
+                "validate": trainer.num_val_batches,
+                "test": trainer.num_test_batches,
+                "predict": trainer.num_predict_batches,
+            }
+            self._start(verb, sum(batches[verb]))
 
     def on_validation_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        if trainer.state.fn == "validate":
-            self._draw("validation", batch_idx + 1)
-        else:
+        if (verb := _verb(trainer)) == "fit":
             self._draw(f"{_epoch(trainer)}, validation", _batches_done(trainer))
+        else:
+            self._draw(verb, batch_idx + 1)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._start("test", sum(trainer.num_test_batches))  # type: ignore[arg-type]
-
-    def on_test_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._draw("test", batch_idx + 1)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._start("prediction", sum(trainer.num_predict_batches))
-
-    def on_predict_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._draw("prediction", batch_idx + 1)
-
+    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
     on_train_end = teardown = on_exception = _stop  # type: ignore[assignment]
 
 
@@ -257,6 +249,10 @@ def total_batches(trainer: Trainer) -> float:
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     whole = epochs * trainer.num_training_batches if epochs > 0 else math.inf
     return min(whole, steps * trainer.accumulate_grad_batches if steps > 0 else math.inf)
+
+
+def _verb(trainer: Trainer) -> str:
+    return trainer.state.fn.value  # type: ignore[union-attr]
 
 
 def _batches_done(trainer: Trainer) -> int:
