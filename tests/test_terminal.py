@@ -143,7 +143,7 @@ def test_names_are_text_and_many_classes_stay_short():
     low, high = interval(3, 14)
     assert lines[1] == f"validation accuracy 0.214, 95 % {low:.3f} to {high:.3f}, 14 images"
     shown = [re.sub(" +", " ", line).strip() for line in lines]
-    cut = "and a very lo…"
+    cut = "and a very lon…"
     wanted = [(3, 4, "6 of 7"), (5, 7, "3 of 4"), (6, 9, "2 of 2")]
     pairs = [f"[bold]{own:04d} {cut} [bold]{other:04d} {cut} {count}" for own, other, count in wanted]
     assert [line for line in shown if cut in line] == pairs
