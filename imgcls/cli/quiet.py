@@ -3,6 +3,7 @@
 A run's log.txt has all of it; messages of level DEBUG are for it alone.
 """
 
+import io
 import logging
 import os
 import re
@@ -49,6 +50,8 @@ def set_up_messages() -> None:
     if not any(isinstance(handler, Terminal) for handler in root.handlers):
         root.addHandler(Terminal())
     logging.getLogger("imgcls").setLevel(logging.DEBUG)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that it cannot write must not end a run
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
     warnings.showwarning = _log_warning  # type: ignore[assignment]

@@ -119,7 +119,7 @@ class Bar(ProgressBar):
             self.progress = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._start(_epoch(trainer), total_batches(trainer), _batches_done(trainer))
+        self._start(f"epoch {_epoch(trainer)}", total_batches(trainer), _batches_done(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the pace of the epoch before, with its validation and checkpoints; the first one reads the images."""
@@ -129,7 +129,7 @@ class Bar(ProgressBar):
             self.since, self.done_before = now, done
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
-        self._draw(_epoch(trainer), _batches_done(trainer))
+        self._draw(f"epoch {_epoch(trainer)}", _batches_done(trainer))
 
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
         if (verb := _verb(trainer)) != "fit":
@@ -144,7 +144,7 @@ class Bar(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         if (verb := _verb(trainer)) == "fit":
-            self._draw(f"{_epoch(trainer)}, validation", _batches_done(trainer))
+            self._draw(f"epoch {_epoch(trainer)}, validation", _batches_done(trainer))
         else:
             self._draw(verb, batch_idx + 1)
 
@@ -190,9 +190,9 @@ class EpochTable(Callback):
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         devices = f"{trainer.world_size} × {kind}" if trainer.world_size > 1 else kind
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-        length = f"{_epochs(trainer)} epochs × {steps:,} steps"
-        done = _batches_done(trainer)
-        length += f", from {_epoch(trainer)} on" if done else ""
+        epochs = trainer.max_epochs or -1
+        length = f"{epochs} epochs × {steps:,} steps" if epochs > 0 else f"{steps:,} steps an epoch"
+        length += f", from epoch {_epoch(trainer)} on" if _batches_done(trainer) else ""
         offline = ", W&B offline" if any(isinstance(x, Wandb) and x._offline for x in trainer.loggers) else ""
         self._say("run", f"{devices}, {trainer.precision}; {length}{offline}; {self.run.path}")
         self.screen.print("")
@@ -226,7 +226,7 @@ class EpochTable(Callback):
         """Show an epoch after which a signal stopped the run."""
         if isinstance(exception, SIGTERMException):
             self._show(trainer)
-        if isinstance(exception, KeyboardInterrupt) and self.run.last.is_file():
+        if isinstance(exception, KeyboardInterrupt) and _verb(trainer) == "fit" and self.run.last.is_file():
             self.screen.print(f"stopped; go on from the last whole epoch with --resume {self.run.path}")
 
     def _show(self, trainer: Trainer) -> None:
@@ -236,8 +236,7 @@ class EpochTable(Callback):
             cells = [f"{shown[name]:.4f}" if name in shown else "" for name in self.columns]
             checkpoint = _best(trainer)
             best = checkpoint is not None and shown.get(str(checkpoint.monitor)) == checkpoint.best_model_score
-            done: Any = trainer.fit_loop.epoch_progress.current
-            epoch = f"{done.processed}/{_epochs(trainer)}"
+            epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
             lr = f"{values['train/lr']:.2g}" if "train/lr" in values else ""
             row = _row(epoch, self.columns, cells, lr, f"{time.monotonic() - self.since:.1f}")
             self.screen.print(f"{row}  best" if best else row, "bold" if best else None)
@@ -259,12 +258,10 @@ def _batches_done(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined,no-any-return]
 
 
-def _epochs(trainer: Trainer) -> str:
-    return str(trainer.max_epochs) if (trainer.max_epochs or -1) > 0 else "?"
-
-
-def _epoch(trainer: Trainer) -> str:
-    return f"epoch {trainer.current_epoch + 1}/{_epochs(trainer)}"
+def _epoch(trainer: Trainer, number: int | None = None) -> str:
+    """The number of an epoch, of the present one without `number`, and of how many, where that is known."""
+    of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+    return f"{trainer.current_epoch + 1 if number is None else number}{of}"
 
 
 def _best(trainer: Trainer) -> ModelCheckpoint | None:
