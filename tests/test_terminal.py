@@ -1,17 +1,14 @@
 """What the terminal shows: facts, a line for each epoch, a headline, and a bar on a terminal; log.txt has it all."""
 
-import fcntl
 import io
 import json
 import os
 import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 from collections import Counter
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +23,7 @@ from imgcls.training import progress
 from imgcls.training.progress import Bar, Screen
 from imgcls.training.summary import print_summary
 
-from .conftest import ROOT, TINY
+from .conftest import TINY
 from .test_cli import rows
 
 ROW = re.compile(r" +(\d)/2 +(\S+) +(\S+) +(\S+) +(\S+) +(\d+\.\d)(  best)?")
@@ -151,31 +148,31 @@ def test_names_are_text_and_many_classes_stay_short():
     assert "loss not finite" in shown
 
 
-@pytest.mark.slow
-def test_on_a_terminal_there_is_a_bar_and_no_line_is_too_long(tmp_path):
+def test_on_a_terminal_there_is_a_bar_and_no_line_is_too_long(imgcls, monkeypatch):
     ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 80, 0, 0))
-    words = [str(word) for word in TINY if word != "--trainer.enable_progress_bar=false"]
-    environment = {**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "imgcls", "fit", *words, "--run_dir=run", "--trainer.limit_test_batches=1"],
-        stdout=its,
-        stderr=its,
-        env=environment,
-    )
-    os.close(its)
-    said = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            said += chunk
-    except OSError:
-        pass  # what Linux says at the end of a terminal
+    said = []
+    reader = Thread(target=lambda: said.extend(iter(lambda: _read(ours), b"")))
+    reader.start()
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    words = [word for word in TINY if word != "--trainer.enable_progress_bar=false"]
+    with open(its, "w", encoding="utf-8") as terminal, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", terminal)
+        code, _, err = imgcls("fit", *words, "--run_dir=run")
+    reader.join()
     os.close(ours)
-    text = said.decode()
-    assert process.wait() == 0, text
-    assert re.search(r"epoch 1/1 .*[1-3]/3", text) and re.search(r"test .*/1", text)
+    text = b"".join(said).decode()
+    assert code == 0 and err == ""
+    assert re.search(r"epoch 1/1 .*[1-3]/3", text) and re.search(r"test .*/8", text) and "\x1b[2K" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     assert max(len(part) for line in plain.splitlines() for part in line.split("\r")) <= 80
     assert plain.endswith("run: run\r\nreport: run/report.html\r\n")
     assert "\x1b" not in Path("run/log.txt").read_text()
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # Linux's end of a terminal
+        return b""
