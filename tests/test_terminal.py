@@ -79,13 +79,16 @@ def test_a_run_that_cannot_begin_leaves_no_log(imgcls):
 
 
 def test_a_bar_of_the_users_own_takes_the_place_of_ours(imgcls):
+    """Without validation images, which nothing is then said of."""
     words = [word for word in TINY if word != "--trainer.enable_progress_bar=false"]
     code, out, err = imgcls(
-        *("fit", *words, "--run_dir=run", "--test_after_fit=false"),
+        *("fit", *words, "--run_dir=run", "--test_after_fit=false", "--data.val_fraction=0"),
         "--trainer.callbacks+=lightning.pytorch.callbacks.TQDMProgressBar",
     )
     assert code == 0 and "Epoch 0: 100%" in out + err
-    assert re.search(r"(^|[\r\n]) +1/1 +\d", out) and "\nvalidation accuracy" in out
+    loss = f"{json.loads(Path('run/metrics.json').read_text())['train/loss']:.4f}"
+    assert re.search(rf"[\r\n] +1/1 +{loss} +0 +\d+\.\d\n", out) and "best" not in out
+    assert "6,000 train images of" in out and not re.search(r"\bval", out)
 
 
 def test_the_bar_says_how_long_the_whole_run_takes(monkeypatch):

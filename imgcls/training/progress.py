@@ -172,7 +172,7 @@ class EpochTable(Callback):
             return
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         name, *parts = parts_of(self.run.read_config())
-        counts = " and ".join(f"{len(index):,} {part}" for part, (_, index) in data.parts.items())
+        counts = " and ".join(f"{len(index):,} {part}" for part, (_, index) in data.parts.items() if len(index))
         size = f"{data.channels} × {data.image_size} × {data.image_size}"
         trained, every = (
             sum(p.numel() for p in pl_module.parameters() if p.requires_grad or some) for some in (False, True)
@@ -191,7 +191,11 @@ class EpochTable(Callback):
         devices = f"{trainer.world_size} × {kind}" if trainer.world_size > 1 else kind
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         epochs = trainer.max_epochs or -1
-        length = f"{epochs} epoch{'s'[: epochs - 1]} × {steps:,} steps" if epochs > 0 else f"{steps:,} steps an epoch"
+        length = (
+            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} × {steps:,} steps"
+            if epochs > 0
+            else f"{steps:,} steps an epoch"
+        )
         length += f", from epoch {_epoch(trainer)} on" if _batches_done(trainer) else ""
         offline = ", W&B offline" if any(isinstance(x, Wandb) and x._offline for x in trainer.loggers) else ""
         self._say("run", f"{devices}, {trainer.precision}; {length}{offline}; {self.run.path}")
@@ -235,7 +239,8 @@ class EpochTable(Callback):
             shown = {k: v for k, v in values.items() if self.validated or not k.startswith("val/")}
             cells = [f"{shown[name]:.4f}" if name in shown else "" for name in self.columns]
             checkpoint = _best(trainer)
-            best = checkpoint is not None and shown.get(str(checkpoint.monitor)) == checkpoint.best_model_score
+            value = shown.get(str(checkpoint.monitor)) if checkpoint is not None else None
+            best = checkpoint is not None and value is not None and value == checkpoint.best_model_score
             epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
             lr = f"{values['train/lr']:.2g}" if "train/lr" in values else ""
             row = _row(epoch, self.columns, cells, lr, f"{time.monotonic() - self.since:.1f}")

@@ -58,18 +58,20 @@ def print_summary(
         screen: Where.
         run: The run's folder, which has them.
         class_names: Of the K classes.
-        parts: Of train, val and test; the headline is that of the last.
+        parts: Of train, val and test, where there are figures; the headline is that of the last.
         robustness: Whether those under variations are shown too.
     """
     metrics = read_json(run.metrics_json)
+    parts = [part for part in parts if any(name.startswith(f"{part}/") for name in metrics)]
     screen.print("")
-    stored = run.predictions / f"{parts[-1]}.npz"
-    known = f"{parts[-1]}/acc" in metrics and stored.is_file()
+    last = parts[-1] if parts else ""
+    stored = run.predictions / f"{last}.npz"
+    known = f"{last}/acc" in metrics and stored.is_file()
     predicted = read_predictions(stored) if known else None
     if predicted is not None:
-        screen.print(_headline(parts[-1], metrics, predicted, "train" in parts), "bold")
+        screen.print(_headline(last, metrics, predicted, "train" in parts), "bold")
     screen.print(_metrics_table(metrics, parts, robustness))
-    if "train" in parts:
+    if "train" in parts and len(parts) > 1:
         screen.print(TRAIN, "dim")
     if predicted is not None:
         screen.print(_confused(predicted, class_names))
