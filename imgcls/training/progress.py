@@ -191,11 +191,8 @@ class EpochTable(Callback):
         devices = f"{trainer.world_size} × {kind}" if trainer.world_size > 1 else kind
         steps = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
         epochs = trainer.max_epochs or -1
-        length = (
-            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} × {steps:,} steps"
-            if epochs > 0
-            else f"{steps:,} steps an epoch"
-        )
+        length = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} × {steps:,} steps"
+        length = length if epochs > 0 else f"{steps:,} steps an epoch"
         length += f", from epoch {_epoch(trainer)} on" if _batches_done(trainer) else ""
         offline = ", W&B offline" if any(isinstance(x, Wandb) and x._offline for x in trainer.loggers) else ""
         self._say("run", f"{devices}, {trainer.precision}; {length}{offline}; {self.run.path}")

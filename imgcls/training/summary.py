@@ -27,8 +27,8 @@ MEANING = {
     "top3": "class among the three most likely",
     "top5": "class among the five most likely",
     "balanced_acc": "mean recall of the classes",
-    "precision": "of what is predicted as a class",
-    "recall": "of what is of a class",
+    "precision": "right among a class's predictions",
+    "recall": "right among a class's images",
     "f1": "precision and recall in one",
     "auroc": "each class against all others",
     "nll": "negative log-likelihood, in nats",
@@ -43,7 +43,7 @@ MEANING = {
     "ece_calibrated": "after that division",
     "robust/acc": "mean over the variations below",
     "robust/ece": "likewise",
-    "robust/relative_error": "of that of the baseline",
+    "robust/relative_error": "error over that of the baseline",
 }
 TRAIN = "train: mean over the last epoch, as augmented; all others: of the best epoch"
 HEADLINE = {"test": "test", "val": "validation"}
