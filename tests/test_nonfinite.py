@@ -53,6 +53,7 @@ def test_the_run_stops_and_keeps_the_last_good_checkpoint(imgcls, poison, monkey
     last = err.strip().splitlines()[-1]
     assert code == 2 and last.startswith("error: step 8: the loss is nan (learning rate 0.00"), err
     assert f"images {', '.join(map(str, met[8][:64]))}" in last and "last.ckpt is the last good checkpoint" in last
+    assert Path("run/log.txt").read_text().splitlines()[-1].endswith(last)
     assert [int(row["index"]) for row in rows("run/nonfinite.csv")] == met[8]
     state = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 6 and all(v.isfinite().all() for v in state["state_dict"].values())

@@ -86,6 +86,7 @@ def test_two_nodes_are_two_processes(words):
     ]
     said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said[0][-2000:] + said[1][-2000:]
+    assert said[0].count("test accuracy") == 1 and "run: " not in said[1] and "epoch" not in said[1], said[1]
     (apart,) = Path("runs").glob("*/*/")  # one folder, named by the first process
     for name in ("best", "last"):
         assert same(weights(f"together/checkpoints/{name}.ckpt"), weights(apart / f"checkpoints/{name}.ckpt"))

@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,7 +24,7 @@ from imgcls.cli.batch_size import choose_batch_size
 from imgcls.cli.configs import as_text, config_files, expand_configs
 from imgcls.cli.help import HelpParser
 from imgcls.cli.messages import explain
-from imgcls.cli.quiet import finish_wandb
+from imgcls.cli.quiet import finish_wandb, kept_messages, show_libraries
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError, one_line, user_error
 from imgcls.runs.environment import without_keys
@@ -35,14 +36,16 @@ from imgcls.system.modules import class_named, make_importable
 from imgcls.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, Signals
 from imgcls.training.loggers import build_loggers
 from imgcls.training.nonfinite import NonFinite
+from imgcls.training.progress import Bar, EpochTable, Screen
 from imgcls.training.record import RunLogger, RunRecord
-from imgcls.training.trainer import REFRESH, Trainer, plain_process_errors
+from imgcls.training.summary import print_summary
+from imgcls.training.trainer import Trainer, plain_process_errors
 
 log = logging.getLogger(__name__)
 
 RUN_DIR = "IMGCLS_RUN_DIR"
 # of one invocation, or known to a run by where it lies: none of them belongs into config.yaml
-NOT_SAVED = ("config", "base", "run_dir", "resume", "ckpt_path", "robustness_baseline", "dry_run")
+NOT_SAVED = ("config", "base", "run_dir", "resume", "ckpt_path", "robustness_baseline", "verbose", "dry_run")
 # keys that a config may have beside data, model and trainer: type, default, help
 KEYS: dict[str, tuple[Any, Any, str]] = {
     "experiment": (str | None, None, "Name of the folder of runs. Default: the last config's."),
@@ -50,6 +53,7 @@ KEYS: dict[str, tuple[Any, Any, str]] = {
     "test_after_fit": (bool, False, "fit: test the best checkpoint at the end."),
     "calibrate": (bool, False, "test: fit a temperature to the validation images first."),
     "robustness": (bool, False, "test: under other size, lighting, noise … too."),
+    "verbose": (bool, False, "Show what Lightning says, too; a run's log.txt has it anyhow."),
     "base": (list[str] | str | None, None, "In a file: files merged before it."),
 }
 ANY_MODEL = {"class_path": "imgcls.classifier.Classifier", "init_args": {"backbone": "imgcls.models.cnn.CNN"}}
@@ -71,6 +75,7 @@ class LightningVerb(LightningCLI, ABC):
 
     Args:
         words: What follows the verb on the command line.
+        kept: What is logged meanwhile.
     """
 
     needs_run = False
@@ -78,7 +83,8 @@ class LightningVerb(LightningCLI, ABC):
     trains = needs_weights = False
     run: RunFolder
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], kept: MemoryHandler | None = None) -> None:
+        self.kept, self.screen = kept, Screen()
         self.verb = type(self).__module__.rpartition(".")[2]
         self.words = with_values_of_yaml(words)
         super().__init__(
@@ -110,20 +116,21 @@ class LightningVerb(LightningCLI, ABC):
             UserError: The user made a mistake, whatever library met it.
         """
         keep_freed_memory()
-        try:
-            verb = cls(words)
-            return verb.work(**verb.options) or 0
-        except MisconfigurationException as error:
-            raise user_error(error) or UserError(f"trainer: {one_line(error)}") from error
-        except SIGTERMException:
-            return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
-        except Exception as error:
-            cause = user_error(error)
-            if cause is None:
-                raise
-            raise cause from error
-        finally:
-            finish_wandb(failed=sys.exc_info()[0] is not None)
+        with kept_messages() as kept:
+            try:
+                verb = cls(words, kept)
+                return verb.work(**verb.options) or 0
+            except MisconfigurationException as error:
+                raise user_error(error) or UserError(f"trainer: {one_line(error)}") from error
+            except SIGTERMException:
+                return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
+            except Exception as error:
+                cause = user_error(error)
+                if cause is None:
+                    raise
+                raise cause from error
+            finally:
+                finish_wandb(failed=sys.exc_info()[0] is not None)
 
     @abstractmethod
     def work(self) -> int | None:
@@ -221,6 +228,7 @@ class LightningVerb(LightningCLI, ABC):
         except ArgumentError as error:
             options = [action.dest for action in parser._actions]
             raise UserError(explain(str(error), words, self.files, options)) from error
+        show_libraries(self.config.verbose)
         checkpoint = self.config.get("ckpt_path")
         if checkpoint:
             path = Path(checkpoint)
@@ -291,10 +299,15 @@ class LightningVerb(LightningCLI, ABC):
                 *build_loggers(self.logger_config, self.run, self._experiment(), text),
             ]
         given = config.trainer.callbacks or []
-        record = RunRecord(self.run, text, config.seed_everything, self.config_folders)
-        callbacks = [*given, *self.callbacks(), record, Signals(self.run)]
-        if config.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in given):
-            callbacks.append(TQDMProgressBar(REFRESH))
+        record = RunRecord(self.run, text, config.seed_everything, self.config_folders, self.kept)
+        callbacks = [*given, *self.callbacks(), record, Signals(self.run), EpochTable(self.screen, self.run)]
+        if config.trainer.enable_model_summary is not False and not any(isinstance(c, ModelSummary) for c in given):
+            callbacks.append(ModelSummary())  # Lightning's default prints where it could log
+            config.trainer.enable_model_summary = False
+        self.screen.foreign_bar = any(isinstance(c, ProgressBar) for c in given)
+        if not self.screen.foreign_bar:
+            config.trainer.enable_progress_bar = config.trainer.enable_progress_bar is not False and self.screen.moves
+            callbacks += [Bar(self.screen.console)] if config.trainer.enable_progress_bar else []
         config.trainer.callbacks = callbacks
         plugins = config.trainer.plugins or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
@@ -315,13 +328,10 @@ class LightningVerb(LightningCLI, ABC):
         return "/".join(below)
 
     @rank_zero_only
-    def print_metrics(self, *prefixes: str) -> None:
-        """Print the run's figures whose names begin so, and where its report is."""
-        metrics = {k: v for k, v in read_json(self.run.metrics_json).items() if k.startswith(prefixes)}
-        print()
-        for name, value in sorted(metrics.items()):
-            print(f"  {name:<24}{value if isinstance(value, int | None) else format(value, '.4f')}")
-        print(f"\nrun: {self.run.path}\nreport: {self.run.report}")
+    def print_summary(self, *parts: str) -> None:
+        """Print the run's figures on parts of the data, and where its report is."""
+        robustness = self.config.robustness or self.options.get("robustness_baseline") is not None
+        print_summary(self.screen, self.run, self.datamodule.class_names, parts, robustness)
 
 
 def as_config(config: dict[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """Where the time goes, against a bare loop: --config FILE… [--json FILE]."""
 
 import copy
+import io
 import statistics
 import tempfile
 import time
@@ -12,8 +13,8 @@ import lightning
 import torch
 import wandb
 from lightning import Callback, LightningModule
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
+from rich.console import Console
 from torch import Tensor
 
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
@@ -26,8 +27,8 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import write_json
 from imgcls.training.nonfinite import NonFinite
+from imgcls.training.progress import Bar
 from imgcls.training.record import RunLogger
-from imgcls.training.trainer import REFRESH
 
 NOISE = 0.05
 WARM_UP = 3
@@ -200,7 +201,7 @@ class _Bench:
             "max_epochs": 1,
             "limit_train_batches": steps,
             "limit_val_batches": 0,
-            "callbacks": [clock, NonFinite(), TQDMProgressBar(REFRESH)],
+            "callbacks": [clock, NonFinite(), Bar(Console(file=io.StringIO(), force_terminal=True))],
             "logger": self.loggers,
             "log_every_n_steps": self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
             "enable_checkpointing": False,

@@ -81,7 +81,7 @@ class Fit(LightningVerb):
                 weights_only=True,
                 verbose=False,
             )
-        self.print_metrics("")
+        self.print_summary("train", "val", *(["test"] if self.config.test_after_fit else []))
 
 
 main = Fit.main

@@ -90,7 +90,7 @@ class Test(LightningVerb):
         self.trainer.test(self.model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         if isinstance(data, LabelledSet) and unknown_classes == "mistake":
             self._count_unknown(data)
-        self.print_metrics("test/", *(["robust/"] if self.config.robustness or robustness_baseline else []))
+        self.print_summary("test")
 
     @rank_zero_only
     def _begin(self, data: LabelledSet) -> None:

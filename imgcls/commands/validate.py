@@ -22,7 +22,7 @@ class Validate(LightningVerb):
         """
         data = self.datamodule
         self.trainer.validate(self.model, datamodule=data, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-        self.print_metrics("val/")
+        self.print_summary("val")
 
 
 main = Validate.main

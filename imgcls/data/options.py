@@ -77,7 +77,8 @@ def refuse_another_sampler(trainer: Any) -> None:
 
 def short(names: list[str]) -> str:
     """The first names and their number."""
-    return f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} ({len(names)})"
+    cut = (name if len(name) <= 30 else f"{name[:29]}…" for name in names[:4])
+    return f"{', '.join(cut)}{', …' if len(names) > 4 else ''} ({len(names)})"
 
 
 def seed_step(seed: int, device: torch.device) -> None:

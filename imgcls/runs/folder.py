@@ -39,6 +39,7 @@ class RunFolder:
         self.evaluation = self.path / "evaluation.json"
         self.robustness = self.path / "robustness.json"
         self.report = self.path / "report.html"
+        self.log = self.path / "log.txt"
 
     @classmethod
     def new(cls, experiment: str, seed: int) -> "RunFolder":

@@ -16,6 +16,7 @@ from imgcls.system.modules import class_named
 from imgcls.system.network import unreachable
 
 log = logging.getLogger(__name__)
+NO_KEY = "no API key (`wandb login` sets one)"
 
 
 def _surviving(method: Callable[..., None]) -> Any:
@@ -106,16 +107,20 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     chosen = {"save_dir": str(run.path.resolve()), "name": options["name"] or name, "id": options["id"] or name}
     chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
     chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
-    chosen |= {"tags": options.get("tags") or _tags(config)}
+    chosen |= {"tags": options.get("tags") or parts_of(config)}
     online = not options["offline"] and os.environ.get("WANDB_MODE", "online") == "online"
     if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
-        rank_zero_only(print)(f"W&B: {reason}; the record stays in {run.path}/wandb")
+        # without a key, nobody has asked for more than the record here
+        log.log(
+            logging.DEBUG if reason == NO_KEY else logging.WARNING,
+            f"W&B: {reason}; the record stays in {run.path}/wandb",
+        )
     return chosen
 
 
-def _tags(config: dict[str, Any]) -> list[str]:
-    """Data set, backbone and way of fine-tuning: what one filters by first."""
+def parts_of(config: dict[str, Any]) -> list[str]:
+    """Names of data set, backbone and, where there is one, way of fine-tuning."""
     data, model = config["data"], config["model"]["init_args"]
     parts = [part for part in (data, model["backbone"], model["finetune"]) if part]
     names = [p.get("init_args", {}).get("name") or p["class_path"].rpartition(".")[2] for p in parts]
@@ -132,6 +137,6 @@ def _wandb_unusable() -> str | None:
     if has_key and (reason := unreachable(url)):  # login would wait far longer
         return f"{url} cannot be reached ({reason})"
     try:
-        return None if wandb.login(prompt=False) else "no API key (`wandb login` sets one)"
+        return None if wandb.login(prompt=False) else NO_KEY
     except (wandb.errors.Error, ValueError) as error:
         return one_line(error)

@@ -1,5 +1,8 @@
+import logging
 import time
 from collections.abc import Mapping
+from logging.handlers import MemoryHandler
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +49,17 @@ class RunLogger(Logger):
         pass  # config.yaml holds them
 
 
+class LogFile(logging.FileHandler):
+    """Adds to a text file. A full disk stops the run where a metric is lost, not where a message is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: D102, N802
+        pass
+
+
 class RunRecord(Callback):
     """Keeps the run's folder: config and environment at the start, summary and report at the end.
 
@@ -54,10 +68,13 @@ class RunRecord(Callback):
         config: Text of config.yaml, written when a new fit starts.
         seed: The run's seed.
         config_folders: Where the run's configs, and modules beside them, were.
+        kept: What was logged so far, and will be: log.txt, once a fit starts.
     """
 
-    def __init__(self, run: RunFolder, config: str, seed: int, config_folders: list[str]) -> None:
-        self.run, self.config, self.seed, self.config_folders = run, config, seed, config_folders
+    def __init__(
+        self, run: RunFolder, config: str, seed: int, config_folders: list[str], kept: MemoryHandler | None = None
+    ) -> None:
+        self.run, self.config, self.seed, self.config_folders, self.kept = run, config, seed, config_folders, kept
         self.seconds, self.train_seconds, self.images = 0.0, 0.0, 0
         self._started = self._since = 0.0
 
@@ -75,6 +92,8 @@ class RunRecord(Callback):
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         if not self.run.config.exists():
             write_atomic(self.run.config, self._config(data))
+        if self.kept is not None:
+            self.kept.setTarget(LogFile(self.run.log))
         sizes = {part: len(index) for part, (_, index) in data.parts.items()}
         record = {
             "class": type(data).__name__,

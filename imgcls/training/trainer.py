@@ -7,8 +7,6 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 
 from imgcls.errors import UserError, one_line
 
-REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
-
 
 @contextmanager
 def plain_process_errors() -> Iterator[None]:
