@@ -1,10 +1,12 @@
 import logging
 import math
+import sys
 from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgcls.errors import UserError
 from imgcls.evaluate.scores import Scores
@@ -12,9 +14,10 @@ from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
-from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups
+from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, build_schedule, fast, parameter_groups
 from imgcls.training.distillation import Teacher
 from imgcls.training.features import train_on_features
+from imgcls.training.trainer import limited
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ class Classifier(LightningModule):
         loss: Loss of logits and labels.
         teacher: A trained run to learn from as well.
         optimizer: The optimiser, without learning rate and weight decay.
-        schedule: Learning rate by optimiser step.
+        schedule: Learning rate by optimiser step; torch's ReduceLROnPlateau: by the loss of each validation.
         lr: Peak learning rate of the head, and of the backbone unless `finetune` scales it.
         weight_decay: Of all weights but norms and biases.
         dropout: Before the head.
@@ -211,7 +214,8 @@ class Classifier(LightningModule):
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
         if self.finetune.solves:
             return None
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
             lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
             for logger in self.loggers:  # self.log would cost a small model's step again, each step
                 logger.log_metrics({"step/loss": loss.item(), "step/lr": lr}, step=self.global_step)
@@ -263,8 +267,11 @@ class Classifier(LightningModule):
         return output
 
     def on_validation_epoch_end(self) -> None:
-        """Log each metric once; torchmetrics sums over all processes."""
-        self._log_epoch("val")
+        """Log each metric once; torchmetrics sums over all processes. A schedule that watches the loss is told it."""
+        found = self._log_epoch("val")
+        schedule = self.lr_schedulers() if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking else None
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(found["val/loss"])
 
     def on_test_epoch_end(self) -> None:
         """Log each metric once; torchmetrics sums over all processes."""
@@ -275,10 +282,12 @@ class Classifier(LightningModule):
         self.log("epoch", float(self.current_epoch))
         self.log("step", float(self.global_step))
 
-    def _log_epoch(self, stage: str) -> None:
+    def _log_epoch(self, stage: str) -> dict[str, Any]:
         self._log_position()
-        for name, value in self.metrics[stage].collect().items():  # type: ignore[operator]
+        found = self.metrics[stage].collect()  # type: ignore[operator]
+        for name, value in found.items():
             self.log(name, value, prog_bar=name in ("val/loss", "val/acc"))
+        return found
 
     def total_steps(self) -> int:
         """Optimiser steps of the whole run, from lengths alone.
@@ -286,14 +295,17 @@ class Classifier(LightningModule):
         Lightning's own estimate builds the loader's iterator, which breaks a resumed position.
         """
         trainer = self.trainer
+        data, every = trainer.datamodule, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        batches = limited(len(data.train_dataloader()), trainer.limit_train_batches)
+        if every < 1 or batches == 0 or trainer.max_steps == 0:
+            raise UserError(
+                "trainer: limit_train_batches, max_steps or accumulate_grad_batches leaves no step to train"
+            )
         if trainer.max_steps > 0:
             return trainer.max_steps
         if not trainer.max_epochs or trainer.max_epochs < 0:
             raise UserError("--trainer.max_epochs: give a number; the schedule needs to know the last step")
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return math.ceil(batches / every) * trainer.max_epochs
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""
@@ -307,11 +319,19 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
+        total_steps = self.total_steps()
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()
-        schedule = self.schedule(optimizer, self.total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule: dict[str, Any] = {"scheduler": build_schedule(self.schedule, optimizer, total_steps)}
+        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
+            if not (self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])):  # type: ignore[attr-defined]
+                raise UserError("--model.schedule: ReduceLROnPlateau watches val/loss, and there is no validation")
+            # never by Lightning, which would step after last.ckpt is written: a resumed run would go without it
+            schedule |= {"monitor": "val/loss", "interval": "epoch", "frequency": sys.maxsize}
+        else:
+            schedule |= {"interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def _class_weight(given: Literal["balanced"] | list[float] | None, num_classes: int) -> Tensor | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -25,7 +24,7 @@ from imgcls.cli.help import HelpParser
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb
 from imgcls.data.base import ImageDataModule
-from imgcls.errors import UserError, one_line, user_error
+from imgcls.errors import UserError, refusal, user_error
 from imgcls.runs.environment import without_keys
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import read_checkpoint
@@ -36,7 +35,7 @@ from imgcls.training.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastC
 from imgcls.training.loggers import build_loggers
 from imgcls.training.nonfinite import NonFinite
 from imgcls.training.record import RunLogger, RunRecord
-from imgcls.training.trainer import REFRESH, Trainer, plain_process_errors
+from imgcls.training.trainer import REFRESH, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -113,12 +112,10 @@ class LightningVerb(LightningCLI, ABC):
         try:
             verb = cls(words)
             return verb.work(**verb.options) or 0
-        except MisconfigurationException as error:
-            raise user_error(error) or UserError(f"trainer: {one_line(error)}") from error
         except SIGTERMException:
             return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
         except Exception as error:
-            cause = user_error(error)
+            cause = user_error(error) or refusal(error)
             if cause is None:
                 raise
             raise cause from error
@@ -300,8 +297,11 @@ class LightningVerb(LightningCLI, ABC):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config.trainer.plugins = [*plugins, AtomicCheckpointIO()]
-        with plain_process_errors():
-            trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
+        if config.trainer.barebones:
+            raise UserError("--trainer.barebones: leaves out a run's record and checkpoints; see the verb benchmark")
+        if config.trainer.enable_checkpointing is False:
+            self.parser.callback_keys = [key for key in self.parser.callback_keys if "checkpoint" not in key]
+        trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
         trainer.check_processes()
         return trainer
 

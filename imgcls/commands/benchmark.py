@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning
 import torch
-import wandb
 from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -21,7 +20,7 @@ from torch import Tensor
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.classifier import Classifier
 from imgcls.cli.lightning import LightningVerb
-from imgcls.cli.quiet import silence
+from imgcls.cli.quiet import finish_wandb, silence
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
@@ -90,7 +89,7 @@ def benchmark(
         try:
             seconds = _rounds(bench, rounds)
         finally:
-            wandb.finish()  # before its folder goes
+            finish_wandb(failed=False)  # before its folder goes
     result = _summary(seconds, steps * bench.batch_size, steps)
     result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
     result |= {"batch_size": bench.batch_size, "peak_memory_mib": _peak_memory(device)}

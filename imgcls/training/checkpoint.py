@@ -34,6 +34,18 @@ class BestCheckpoint(ModelCheckpoint):
             return True
         return current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
 
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Have the step at which max_steps ends the run validated, also within an epoch."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of a run that ended before it was validated, the last weights are all there is."""
+        super().on_train_end(trainer, pl_module)
+        if self.save_top_k and not self.best_model_path and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Without a validation part no epoch is known to be better than the last."""
         if self.save_top_k and self.monitor not in monitor_candidates and not any(trainer.num_val_batches):

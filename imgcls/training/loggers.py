@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from imgcls.errors import one_line
+from imgcls.errors import UserError, one_line
 from imgcls.runs.folder import RunFolder
 from imgcls.system.modules import class_named
 
@@ -93,10 +93,15 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
     for logger in configured if isinstance(configured, list) else [configured]:
         options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
         kind = class_named(logger.class_path)
-        if kind is WandbLogger:
-            kind = Wandb
-            options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
-        loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
+        try:
+            if kind is WandbLogger:
+                kind = Wandb
+                options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
+            loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
+        except ImportError as error:
+            raise UserError(
+                f"--trainer.logger: {one_line(error)}; {kind.__name__} needs that package, --trainer.logger=false none"
+            ) from error
     return loggers
 
 

@@ -109,12 +109,14 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         rows = read_metrics(self.run)
-        summary: dict[str, float | int | None] = {}
+        summary: dict[str, float | int | None]
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             best = best_row(rows, checkpoint.monitor, checkpoint.mode)
-            if best:
-                summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])}
+            summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])} if best else {}
+        else:
+            validated = [row for row in rows if row["split"] == "val"]
+            summary = dict(row_values(validated[-1])) if validated else {}
         last = next((row for row in reversed(rows) if row["split"] == "train"), None)
         summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
         speed = self.images / self.train_seconds if self.train_seconds else None

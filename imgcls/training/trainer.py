@@ -1,24 +1,16 @@
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import lightning
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from imgcls.errors import UserError, one_line
+from imgcls.errors import UserError
 
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
 
 
-@contextmanager
-def plain_process_errors() -> Iterator[None]:
-    """What Lightning finds wrong with the processes of a cluster, as a UserError."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if "SLURM" in str(error) or "torchrun" in str(error):
-            raise UserError(f"trainer: {one_line(error)}") from error
-        raise
+def limited(batches: int, limit: int | float) -> int:
+    """So many of the batches as a limit of the trainer's leaves, a number or a share."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 class Trainer(lightning.Trainer):
