@@ -159,7 +159,10 @@ class Classifier(LightningModule):
         found = train_on_features(self.trainer, self, self.finetune.views, self.finetune.feature_dir)
         chosen = self.finetune.solve(self.head, found["train"], found.get("val"))
         if chosen is not None:
-            log.info("head solved: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
+            log.info(
+                f"head solved on {len(found['train'].label)} images: "
+                + ", ".join(f"{k} {v:g}" for k, v in chosen.items())
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of an epoch that is not over, a row for each process."""
@@ -297,14 +300,14 @@ class Classifier(LightningModule):
         trainer = self.trainer
         data, every = trainer.datamodule, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
         batches = limited(len(data.train_dataloader()), trainer.limit_train_batches)
-        if every < 1 or batches == 0 or trainer.max_steps == 0:
-            raise UserError(
-                "trainer: limit_train_batches, max_steps or accumulate_grad_batches leaves no step to train"
-            )
+        counts = {"overfit_batches" if trainer.overfit_batches else "limit_train_batches": batches}  # type: ignore[attr-defined]
+        counts |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": every}
+        if none := [option for option, count in counts.items() if count == 0]:
+            raise UserError(f"--trainer.{none[0]}: leaves no step to train; give more")
         if trainer.max_steps > 0:
             return trainer.max_steps
         if not trainer.max_epochs or trainer.max_epochs < 0:
-            raise UserError("--trainer.max_epochs: give a number; the schedule needs to know the last step")
+            raise UserError("--trainer.max_epochs: give a number from 1 on; the schedule needs to know the last step")
         return math.ceil(batches / every) * trainer.max_epochs
 
     def parameter_groups(self) -> list[dict[str, Any]]:

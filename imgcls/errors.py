@@ -21,11 +21,16 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-SPEAK_OF = {"lightning": "trainer", "torch.optim.lr_scheduler": "--model.schedule", "torch.optim": "--model.optimizer"}
+SPEAK_OF = {
+    "lightning": "trainer",
+    "mlflow": "--trainer.logger",
+    "torch.optim.lr_scheduler": "--model.schedule",
+    "torch.optim": "--model.optimizer",
+}
 
 
 def refusal(error: BaseException) -> UserError | None:
-    """What Lightning or an optimiser of torch's says of its settings by a `raise` of its own; else None."""
+    """What Lightning, a logger or an optimiser says of its settings by a `raise` of its own; else None."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if str(traceback.extract_tb(error.__traceback__)[-1].line).startswith("raise "):
         for package, key in SPEAK_OF.items():

@@ -48,12 +48,12 @@ class Fit(LightningVerb):
         """
         # a checkpoint from elsewhere must not run code
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
-        if self.config.test_after_fit and not self.trainer.interrupted:
+        if self.config.test_after_fit and self.trainer.limit_test_batches and not self.trainer.interrupted:
             saved = self.trainer.checkpoint_callbacks and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
             self.trainer.test(
                 self.model,
                 datamodule=self.datamodule,
-                ckpt_path=str(self.run.best) if saved else None,
+                ckpt_path=str(self.run.checkpoint(self.run.best)) if saved else None,
                 weights_only=True,
                 verbose=False,
             )

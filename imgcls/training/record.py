@@ -9,6 +9,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
 from imgcls.pages.report import write_report
 from imgcls.runs.environment import environment
 from imgcls.runs.folder import RunFolder
@@ -61,8 +62,16 @@ class RunRecord(Callback):
         self._started = self._since = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder."""
+        """Agree on the folder.
+
+        Raises:
+            UserError: There would be nothing to do, and figures of before would pass for those of now.
+        """
         self.run.move(trainer.strategy.broadcast(str(self.run.path)))
+        limits = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+        limit = limits.get(stage)
+        if limit and getattr(trainer, limit) == 0:
+            raise UserError(f"--trainer.{limit}=0: nothing is left to do")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and environment: model, data and optimiser are built, nothing has been trained."""
