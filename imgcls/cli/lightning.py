@@ -21,6 +21,7 @@ from imgcls.cli.arguments import config_folders, configures, gives, refuse_overr
 from imgcls.cli.batch_size import choose_batch_size
 from imgcls.cli.configs import as_text, config_files, expand_configs
 from imgcls.cli.help import HelpParser
+from imgcls.cli.max_epochs import choose_max_epochs
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb
 from imgcls.data.base import ImageDataModule
@@ -281,6 +282,9 @@ class LightningVerb(LightningCLI, ABC):
         self.options = {name: config[name] for name in self.own}
         if self.datamodule.batch_size == "auto":
             self.datamodule.batch_size = choose_batch_size(self.model, self.datamodule, config.trainer.accelerator)
+        if self.trains and config.trainer.max_epochs == "auto":
+            epochs = choose_max_epochs(self.model, self.datamodule, config.trainer)
+            config.trainer.max_epochs = self.unresolved.trainer.max_epochs = epochs
         text = self._resolved()
         if self.trains:
             kwargs["logger"] = [

@@ -58,12 +58,10 @@ def explain(message: str, words: Sequence[str], files: Sequence[Path], options: 
             return f"{_where(found[3], words, files)}: there is no module {found[3]!r}; name a class by its dotted path"
         return f"{found[1]}.{found[2]}: there is no such class{near(found[2], dir(import_module(found[1])))}"
     if found := re.search(r"following arguments are required: ([\w, ]*\w)", text):
-        after = re.match(r". Got value: Namespace\(class_path='([\w.]+)'", text[found.end() :])
-        named = re.search(r"class_path '([\w.]+)': the $", text[: found.start()])
-        if found_in := after or named:
-            return (
-                f"{found_in[1]} needs {found[1]}; give it as an option of the class, like --trainer.logger.save_dir=DIR"
-            )
+        class_after = re.match(r". Got value: Namespace\(class_path='([\w.]+)'", text[found.end() :])
+        class_before = re.search(r"class_path '([\w.]+)': the $", text[: found.start()])
+        if named_class := class_after or class_before:
+            return f"{named_class[1]} needs {found[1]}; an option of the class, like --trainer.logger.save_dir=DIR"
     if found := re.search(r"(?:are required|Key .* is required)", text):
         keys = re.sub(r"\b\w+\.(data|model)\b", r"\1", text.partition(":")[2].strip() or text)
         return f"no {' and no '.join(keys.split(', '))} given: add configs, such as --config configs/data/sample.yaml"
@@ -80,9 +78,9 @@ def _innermost(text: str) -> str:
     )
     choices = re.findall(r"typing\.Literal\[([^\]]*)\]", text)
     wanted = choices[0] if len(set(choices)) == 1 else ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
-    if not choices:
-        kinds = [k for k in dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text)) if k != "NoneType"]
-        wanted = " or ".join(kinds) or text.rpartition("- ")[2]
+    kinds = [k for k in dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text)) if k != "NoneType"]
+    if not choices or kinds == ["int"]:
+        wanted = " or ".join(kinds + [wanted] * bool(choices)) or text.rpartition("- ")[2]
     key = keys[-1] if "." in keys[-1] or len(keys) == 1 else f"{keys[0]}.{keys[-1]}"
     return f"--{key}: {value} is not allowed; expected {wanted}"
 

@@ -33,8 +33,8 @@ def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: 
             row = splits.setdefault(split, {"epoch": str(epoch), "step": str(step), "split": split})
             row[name] = repr(float(value))
     # what comes after a resumed checkpoint is run again; with val_check_interval an epoch has several validations
-    before = [(int(r["epoch"]), int(r["step"])) < (epoch, step) for r in rows]
-    rows = [r for r, kept in zip(rows, before, strict=True) if kept or r["split"] not in splits]
+    first = {split: (epoch, 0 if split == "train" else step) for split in splits}
+    rows = [r for r in rows if r["split"] not in splits or (int(r["epoch"]), int(r["step"])) < first[r["split"]]]
     rows += splits.values()
     names = dict.fromkeys(LEADING)
     for row in rows:

@@ -58,9 +58,19 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps the last epoch; `Signals` has it keep a step as well."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Leave an epoch's last step to its end: resumed from here, the epoch would go without validation."""
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
+        """Leave an epoch's last step to its end: resumed from here, the epoch would go without validation.
+
+        A run that stops within an epoch is saved here: at the end, Lightning would count that epoch as done.
+        """
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if (
+            trainer.should_stop
+            and trainer.fit_loop._can_stop_early
+            and not self._should_skip_saving_checkpoint(trainer)
+        ):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_train_epoch_end(trainer, pl_module)
