@@ -1,6 +1,5 @@
 import logging
 import math
-import sys
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
-from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, build_schedule, fast, parameter_groups
+from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups, scheduler_config
 from imgcls.training.distillation import Teacher
 from imgcls.training.features import train_on_features
 from imgcls.training.trainer import limited
@@ -326,14 +325,10 @@ class Classifier(LightningModule):
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()
-        schedule: dict[str, Any] = {"scheduler": build_schedule(self.schedule, optimizer, total_steps)}
-        if isinstance(schedule["scheduler"], ReduceLROnPlateau):
-            if not (self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])):  # type: ignore[attr-defined]
-                raise UserError("--model.schedule: ReduceLROnPlateau watches val/loss, and there is no validation")
-            # never by Lightning, which would step after last.ckpt is written: a resumed run would go without it
-            schedule |= {"monitor": "val/loss", "interval": "epoch", "frequency": sys.maxsize}
-        else:
-            schedule |= {"interval": "step"}
+        schedule = scheduler_config(self.schedule, optimizer, total_steps)
+        validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
+        if "monitor" in schedule and not validated:
+            raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 

@@ -24,6 +24,7 @@ def user_error(error: BaseException | None) -> UserError | None:
 SPEAK_OF = {
     "lightning": "trainer",
     "mlflow": "--trainer.logger",
+    "torch.nn.parallel": "trainer",
     "torch.optim.lr_scheduler": "--model.schedule",
     "torch.optim": "--model.optimizer",
 }

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -59,8 +60,8 @@ def fast(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
-def build_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    """The scheduler of a run.
+def scheduler_config(factory: ScheduleFactory, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    """The scheduler of a run, and when Lightning is to step it.
 
     Raises:
         UserError: It is one of torch's that would take the number of steps for something else, such as its factor.
@@ -68,7 +69,9 @@ def build_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: 
     parts = [factory.func, *factory.args] if isinstance(factory, partial) else [factory]
     kind: Any = next((part for part in parts if isinstance(part, type)), None)
     if kind is ReduceLROnPlateau:
-        return factory(optimizer)  # type: ignore[call-arg]
+        # never: Lightning would step after last.ckpt is written, and a resumed run go without; the model steps it
+        when = {"monitor": "val/loss", "interval": "epoch", "frequency": sys.maxsize}
+        return {"scheduler": factory(optimizer), **when}  # type: ignore[call-arg]
     if kind is not None and kind.__module__ == LambdaLR.__module__:
         second = list(inspect.signature(kind).parameters)[1]
         if second not in LENGTHS:
@@ -76,7 +79,7 @@ def build_schedule(factory: ScheduleFactory, optimizer: Optimizer, total_steps: 
                 f"--model.schedule: {kind.__name__} would take the number of steps for its {second}; use "
                 "imgcls.optim.Steps, OneCycle, WarmupCosine or Constant, or torch's ReduceLROnPlateau"
             )
-    return factory(optimizer, total_steps)
+    return {"scheduler": factory(optimizer, total_steps), "interval": "step"}
 
 
 class WarmupCosine(LambdaLR):

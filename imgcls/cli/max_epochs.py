@@ -129,7 +129,7 @@ def _seconds_of_checkpoints(trainer: Trainer, options: dict[str, Any]) -> float:
         return 0.0
     path = Path(options["default_root_dir"], "checkpoints", "timed.ckpt")
     started = time.perf_counter()
-    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path, weights_only=False)
     seconds = time.perf_counter() - started
     trainer.strategy.remove_checkpoint(path)
     return 2 * seconds

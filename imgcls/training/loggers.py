@@ -100,9 +100,14 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
             loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
         except ImportError as error:
             raise UserError(
-                f"--trainer.logger: {one_line(error)}; {kind.__name__} needs that package, --trainer.logger=false none"
+                f"--trainer.logger: {one_line(error)}; {logger.class_path} needs that package, --trainer.logger=false none"
             ) from error
     return loggers
+
+
+def names_wandb(configured: Any) -> bool:
+    """Whether W&B's is among the loggers of `trainer.logger`."""
+    return "WandbLogger" in str(configured)
 
 
 def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -110,11 +115,12 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # what was not sent by then is sent by `wandb sync`
     name = run.path.name
-    chosen = {"save_dir": str(run.path.resolve()), "name": options["name"] or name, "id": options["id"] or name}
-    chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
+    chosen = {"save_dir": str(run.path.resolve()), "name": options.get("name") or name}
+    chosen |= {"id": options.get("id") or name}
+    chosen |= {"group": options.get("group") or experiment, "resume": "allow", "config": config}
     chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
     chosen |= {"tags": options.get("tags") or _tags(config)}
-    online = not options["offline"] and os.environ.get("WANDB_MODE", "online") == "online"
+    online = not options.get("offline") and os.environ.get("WANDB_MODE", "online") == "online"
     if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
         rank_zero_only(print)(f"W&B: {reason}; the record stays in {run.path}/wandb")
