@@ -303,11 +303,10 @@ class Classifier(LightningModule):
         counts |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": every}
         if none := [option for option, count in counts.items() if count == 0]:
             raise UserError(f"--trainer.{none[0]}: leaves no step to train; give more")
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        if not trainer.max_epochs or trainer.max_epochs < 0:
+        of_epochs = math.ceil(batches / every) * (trainer.max_epochs or 0)
+        if not (given := [steps for steps in (trainer.max_steps, of_epochs) if steps > 0]):
             raise UserError("--trainer.max_epochs: give a number from 1 on; the schedule needs to know the last step")
-        return math.ceil(batches / every) * trainer.max_epochs
+        return min(given)  # what comes first ends the run
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""

@@ -100,7 +100,7 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
             loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
         except ImportError as error:
             raise UserError(
-                f"--trainer.logger: {one_line(error)}; {logger.class_path} needs that package, --trainer.logger=false none"
+                f"--trainer.logger: {one_line(error)}; {logger.class_path} needs it, --trainer.logger=false does not"
             ) from error
     return loggers
 
