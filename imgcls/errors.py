@@ -35,7 +35,7 @@ def refusal(error: BaseException) -> UserError | None:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     if str(traceback.extract_tb(error.__traceback__)[-1].line).startswith("raise "):
         for package, key in SPEAK_OF.items():
-            if f"{frame.f_globals['__name__']}.".startswith(f"{package}."):
+            if f"{frame.f_globals.get('__name__')}.".startswith(f"{package}."):
                 return UserError(f"{key}: {one_line(error)}")
     return None
 

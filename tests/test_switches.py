@@ -17,6 +17,10 @@ from .conftest import ROOT, TINY
 from .test_cli import same, weights
 
 SMALL = (*TINY, "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1", "--data.batch_size=32")
+STOPS_AT_ONCE = (  # at the first validation, within the epoch
+    'callbacks=[{"class_path": "lightning.pytorch.callbacks.EarlyStopping", '
+    '"init_args": {"monitor": "val/acc", "mode": "max", "stopping_threshold": -1.0}}]'
+)
 CONSTANT = "--model.schedule=imgcls.optim.Constant"
 PLATEAU = "--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau"
 TORCH = "--model.schedule=torch.optim.lr_scheduler."
@@ -140,14 +144,16 @@ def test_a_schedule_stops_where_the_run_does(imgcls):
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 @pytest.mark.parametrize(
     ("options", "first", "whole"),
     [
         ((PLATEAU, "--model.schedule.patience=0", "--model.lr=0.5"), "max_epochs=2", "max_epochs=4"),
         ((CONSTANT, "--trainer.max_epochs=9", "--trainer.val_check_interval=2"), "max_steps=4", "max_steps=9"),
         ((CONSTANT, "--trainer.max_epochs=9", "--trainer.overfit_batches=2"), "max_steps=3", "max_steps=5"),
+        ((CONSTANT, "--trainer.max_epochs=3", "--trainer.val_check_interval=2"), STOPS_AT_ONCE, "callbacks=null"),
     ],
-    ids=["plateau", "max_steps", "overfit_batches"],
+    ids=["plateau", "max_steps", "overfit_batches", "early_stopping"],
 )
 def test_what_stopped_goes_on_as_if_it_had_not(imgcls, options, first, whole):
     assert imgcls("fit", *tiny(*options, f"--trainer.{whole}"))[0] == 0

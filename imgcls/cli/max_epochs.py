@@ -20,7 +20,7 @@ from imgcls.classifier import Classifier
 from imgcls.cli.quiet import silence
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.training.trainer import Trainer, days_to_seconds, limited
+from imgcls.training.trainer import Trainer, limited, with_days
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def choose_max_epochs(model: Classifier, data: ImageDataModule, options: Mapping
         raise UserError("--trainer.max_epochs=auto: give --trainer.max_time=HH:MM:SS with it, and no max_steps")
     if model.finetune.solves or options["fast_dev_run"]:
         return 1
-    available = Timer(days_to_seconds(options["max_time"])).time_remaining() or 0.0
+    available = Timer(with_days(options["max_time"])).time_remaining() or 0.0
     model, data = copy.deepcopy(model), copy.deepcopy(data)
     # what is trained later only is trained from the start: an epoch is then as slow as it will get
     model.trained = {name: replace(how, start=0) for name, how in model.trained.items()}

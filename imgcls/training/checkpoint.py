@@ -65,11 +65,16 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         super().on_train_batch_end(trainer, *args, **kwargs)
-        if (
-            trainer.should_stop
-            and trainer.fit_loop._can_stop_early
-            and not self._should_skip_saving_checkpoint(trainer)
-        ):
+        self._save_if_stopping(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_validation_end(trainer, pl_module)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_if_stopping(trainer)  # where a callback stops the run for what validation found
+
+    def _save_if_stopping(self, trainer: Trainer) -> None:
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        if stops and not self._should_skip_saving_checkpoint(trainer):
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102

@@ -10,7 +10,7 @@ from imgcls.errors import UserError
 REFRESH = 20  # steps between updates of the progress bar; each costs as much as a small model's step
 
 
-def days_to_seconds(duration: Any) -> Any:
+def with_days(duration: Any) -> Any:
     """A duration as Lightning takes it, which of text is DD:HH:MM:SS alone; HH:MM:SS is what one writes."""
     return f"00:{duration}" if isinstance(duration, str) and duration.count(":") == 2 else duration
 
@@ -36,7 +36,7 @@ class Trainer(lightning.Trainer):
         **kwargs: Any,
     ) -> None:
         epochs = 1 if max_epochs == "auto" else max_epochs  # verbs that do not train have no use for it
-        super().__init__(*args, max_epochs=epochs, max_time=days_to_seconds(max_time), **kwargs)
+        super().__init__(*args, max_epochs=epochs, max_time=with_days(max_time), **kwargs)
 
     @property
     def received_sigterm(self) -> bool:
