@@ -58,7 +58,7 @@ def choose_max_epochs(model: Classifier, data: ImageDataModule, options: Mapping
 
 
 class _Clock(Callback):
-    """When an epoch began and ended, and its first and last batch of training and of validation; the last one's."""
+    """When the last epoch began and ended, and its first and last batch of training and of validation."""
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
@@ -91,9 +91,9 @@ class _Clock(Callback):
 
 
 def _seconds_of_an_epoch(model: Classifier, data: ImageDataModule, options: dict[str, Any]) -> float:
-    """Time a short epoch with its checkpoints, the second one, as images are in the cache and kernels compiled then.
+    """Time a short epoch and its checkpoints, and add the batches that a whole epoch has more.
 
-    The batches that a whole epoch has more are added.
+    It is the second one of the same images: they are in the cache then, and kernels compiled.
     """
     clock = _Clock()
     averaging = [c for c in options["callbacks"] or [] if isinstance(c, WeightAveraging)]  # it works in each step
@@ -107,10 +107,8 @@ def _seconds_of_an_epoch(model: Classifier, data: ImageDataModule, options: dict
     trainer.fit(model, datamodule=data)
     steps = limited(len(data.train_dataloader()), _limit(options, "train"))
     batches = limited(len(data.val_dataloader()), _limit(options, "val"))
-    every = options["val_check_interval"] or 1.0
-    validations: float = (
-        (steps / every if isinstance(every, int) else 1 / every) if isinstance(every, int | float) else 1
-    )
+    every = options["val_check_interval"]
+    validations = steps / every if isinstance(every, int) else 1 / every if isinstance(every, float) else 1.0
     validations /= options["check_val_every_n_epoch"] or 1
     train, val = int(trainer.num_training_batches), sum(map(int, trainer.num_val_batches))
     seconds = clock.at["end"] - clock.at["begin"] + _seconds_of_checkpoints(trainer, options)

@@ -25,7 +25,7 @@ class Trainer(lightning.Trainer):
 
     Args:
         max_epochs: `auto`: as many as `max_time` has room for, which `fit` measures and writes into the run's config.
-        max_time: As HH:MM:SS too.
+        max_time: Stop after this time, HH:MM:SS or DD:HH:MM:SS, and validate what was trained.
     """
 
     def __init__(
