@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgcls.errors import UserError
 from imgcls.evaluate.scores import Scores
@@ -12,9 +13,10 @@ from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.models.base import BackboneFactory
-from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups
+from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups, scheduler_config
 from imgcls.training.distillation import Teacher
 from imgcls.training.features import train_on_features
+from imgcls.training.trainer import limited
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class Classifier(LightningModule):
         loss: Loss of logits and labels.
         teacher: A trained run to learn from as well.
         optimizer: The optimiser, without learning rate and weight decay.
-        schedule: Learning rate by optimiser step.
+        schedule: Learning rate by optimiser step; torch's ReduceLROnPlateau: by the loss of each validation.
         lr: Peak learning rate of the head, and of the backbone unless `finetune` scales it.
         weight_decay: Of all weights but norms and biases.
         dropout: Before the head.
@@ -156,7 +158,10 @@ class Classifier(LightningModule):
         found = train_on_features(self.trainer, self, self.finetune.views, self.finetune.feature_dir)
         chosen = self.finetune.solve(self.head, found["train"], found.get("val"))
         if chosen is not None:
-            log.info("head solved: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
+            log.info(
+                f"head solved on {len(found['train'].label)} images: "
+                + ", ".join(f"{k} {v:g}" for k, v in chosen.items())
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of an epoch that is not over, a row for each process."""
@@ -211,7 +216,8 @@ class Classifier(LightningModule):
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
         if self.finetune.solves:
             return None
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (batch_idx + 1) % every == 0:
             lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
             for logger in self.loggers:  # self.log would cost a small model's step again, each step
                 logger.log_metrics({"step/loss": loss.item(), "step/lr": lr}, step=self.global_step)
@@ -263,8 +269,11 @@ class Classifier(LightningModule):
         return output
 
     def on_validation_epoch_end(self) -> None:
-        """Log each metric once; torchmetrics sums over all processes."""
-        self._log_epoch("val")
+        """Log each metric once; torchmetrics sums over all processes. A schedule that watches the loss is told it."""
+        found = self._log_epoch("val")
+        schedule = self.lr_schedulers() if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking else None
+        if isinstance(schedule, ReduceLROnPlateau):
+            schedule.step(found["val/loss"])
 
     def on_test_epoch_end(self) -> None:
         """Log each metric once; torchmetrics sums over all processes."""
@@ -275,10 +284,12 @@ class Classifier(LightningModule):
         self.log("epoch", float(self.current_epoch))
         self.log("step", float(self.global_step))
 
-    def _log_epoch(self, stage: str) -> None:
+    def _log_epoch(self, stage: str) -> dict[str, Any]:
         self._log_position()
-        for name, value in self.metrics[stage].collect().items():  # type: ignore[operator]
+        found = self.metrics[stage].collect()  # type: ignore[operator]
+        for name, value in found.items():
             self.log(name, value, prog_bar=name in ("val/loss", "val/acc"))
+        return found
 
     def total_steps(self) -> int:
         """Optimiser steps of the whole run, from lengths alone.
@@ -286,14 +297,16 @@ class Classifier(LightningModule):
         Lightning's own estimate builds the loader's iterator, which breaks a resumed position.
         """
         trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        if not trainer.max_epochs or trainer.max_epochs < 0:
-            raise UserError("--trainer.max_epochs: give a number; the schedule needs to know the last step")
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        data, every = trainer.datamodule, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        batches = limited(len(data.train_dataloader()), trainer.limit_train_batches)
+        counts = {"overfit_batches" if trainer.overfit_batches else "limit_train_batches": batches}  # type: ignore[attr-defined]
+        counts |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": every}
+        if none := [option for option, count in counts.items() if count == 0]:
+            raise UserError(f"--trainer.{none[0]}: leaves no step to train; give more")
+        of_epochs = math.ceil(batches / every) * (trainer.max_epochs or 0)
+        if not (given := [steps for steps in (trainer.max_steps, of_epochs) if steps > 0]):
+            raise UserError("--trainer.max_epochs: give a number from 1 on; the schedule needs to know the last step")
+        return min(given)  # what comes first ends the run
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""
@@ -307,11 +320,15 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
+        total_steps = self.total_steps()
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()
-        schedule = self.schedule(optimizer, self.total_steps())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = scheduler_config(self.schedule, optimizer, total_steps)
+        validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
+        if "monitor" in schedule and not validated:
+            raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
 def _class_weight(given: Literal["balanced"] | list[float] | None, num_classes: int) -> Tensor | None:

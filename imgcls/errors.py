@@ -1,4 +1,5 @@
 import re
+import traceback
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -17,6 +18,25 @@ def user_error(error: BaseException | None) -> UserError | None:
         if isinstance(error, UserError):
             return error
         error = error.__cause__ or error.__context__
+    return None
+
+
+SPEAK_OF = {
+    "lightning": "trainer",
+    "mlflow": "--trainer.logger",
+    "torch.nn.parallel": "trainer",
+    "torch.optim.lr_scheduler": "--model.schedule",
+    "torch.optim": "--model.optimizer",
+}
+
+
+def refusal(error: BaseException) -> UserError | None:
+    """What Lightning, a logger or an optimiser says of its settings by a `raise` of its own; else None."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if str(traceback.extract_tb(error.__traceback__)[-1].line).startswith("raise "):
+        for package, key in SPEAK_OF.items():
+            if f"{frame.f_globals.get('__name__')}.".startswith(f"{package}."):
+                return UserError(f"{key}: {one_line(error)}")
     return None
 
 

@@ -1,17 +1,26 @@
 """Parameter groups and learning-rate schedules by step."""
 
+import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.lr_scheduler import OneCycleLR as TorchOneCycleLR
+
+from imgcls.errors import UserError
 
 OptimizerFactory = Callable[[Iterable], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-"""(optimizer, total_steps) to a scheduler that is stepped once per optimiser step."""
+"""(optimizer, total_steps) to a scheduler that is stepped once per optimiser step.
+
+torch's ReduceLROnPlateau, which takes the optimiser alone, is stepped after each validation, by val/loss.
+"""
+LENGTHS = ("total_steps", "T_max", "T_0", "total_iters")  # by which schedulers of torch's mean the number of steps
 
 
 def parameter_groups(
@@ -49,6 +58,28 @@ def fast(optimizer: Optimizer) -> Optimizer:
         if group.get("fused", False) is None and not (group["foreach"] or group.get("differentiable")) and floats:
             group["fused"] = True
     return optimizer
+
+
+def scheduler_config(factory: ScheduleFactory, optimizer: Optimizer, total_steps: int) -> dict[str, Any]:
+    """The scheduler of a run, and when Lightning is to step it.
+
+    Raises:
+        UserError: It is one of torch's that would take the number of steps for something else, such as its factor.
+    """
+    parts = [factory.func, *factory.args] if isinstance(factory, partial) else [factory]
+    kind: Any = next((part for part in parts if isinstance(part, type)), None)
+    if kind is ReduceLROnPlateau:
+        # never: Lightning would step after last.ckpt is written, and a resumed run go without; the model steps it
+        when = {"monitor": "val/loss", "interval": "epoch", "frequency": sys.maxsize}
+        return {"scheduler": factory(optimizer), **when}  # type: ignore[call-arg]
+    if kind is not None and kind.__module__ == LambdaLR.__module__:
+        second = list(inspect.signature(kind).parameters)[1]
+        if second not in LENGTHS:
+            raise UserError(
+                f"--model.schedule: {kind.__name__} would take the number of steps for its {second}; use "
+                "imgcls.optim.Steps, OneCycle, WarmupCosine or Constant, or torch's ReduceLROnPlateau"
+            )
+    return {"scheduler": factory(optimizer, total_steps), "interval": "step"}
 
 
 class WarmupCosine(LambdaLR):

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
@@ -23,10 +22,11 @@ from imgcls.cli.arguments import config_folders, configures, gives, refuse_overr
 from imgcls.cli.batch_size import choose_batch_size
 from imgcls.cli.configs import as_text, config_files, expand_configs
 from imgcls.cli.help import HelpParser
+from imgcls.cli.max_epochs import choose_max_epochs
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb, kept_messages, show_libraries
 from imgcls.data.base import ImageDataModule
-from imgcls.errors import UserError, one_line, user_error
+from imgcls.errors import UserError, refusal, user_error
 from imgcls.runs.environment import without_keys
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import read_checkpoint
@@ -39,7 +39,7 @@ from imgcls.training.nonfinite import NonFinite
 from imgcls.training.progress import Bar, EpochTable, Screen
 from imgcls.training.record import RunLogger, RunRecord
 from imgcls.training.summary import print_summary
-from imgcls.training.trainer import Trainer, plain_process_errors
+from imgcls.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +120,10 @@ class LightningVerb(LightningCLI, ABC):
             try:
                 verb = cls(words, kept)
                 return verb.work(**verb.options) or 0
-            except MisconfigurationException as error:
-                raise user_error(error) or UserError(f"trainer: {one_line(error)}") from error
             except SIGTERMException:
                 return 128 + signal.SIGTERM  # stopped is not done: Lightning would exit with 0
             except Exception as error:
-                cause = user_error(error)
+                cause = user_error(error) or refusal(error)
                 if cause is None:
                     raise
                 raise cause from error
@@ -292,6 +290,9 @@ class LightningVerb(LightningCLI, ABC):
         self.options = {name: config[name] for name in self.own}
         if self.datamodule.batch_size == "auto":
             self.datamodule.batch_size = choose_batch_size(self.model, self.datamodule, config.trainer.accelerator)
+        if self.trains and config.trainer.max_epochs == "auto":
+            epochs = choose_max_epochs(self.model, self.datamodule, config.trainer)
+            config.trainer.max_epochs = self.unresolved.trainer.max_epochs = epochs
         text = self._resolved()
         if self.trains:
             kwargs["logger"] = [
@@ -313,8 +314,11 @@ class LightningVerb(LightningCLI, ABC):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config.trainer.plugins = [*plugins, AtomicCheckpointIO()]
-        with plain_process_errors():
-            trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
+        if config.trainer.barebones:
+            raise UserError("--trainer.barebones: leaves out a run's record and checkpoints; see the verb benchmark")
+        if config.trainer.enable_checkpointing is False:
+            self.parser.callback_keys = [key for key in self.parser.callback_keys if "checkpoint" not in key]
+        trainer: Trainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
         trainer.check_processes()
         return trainer
 

@@ -40,6 +40,8 @@ def explain(message: str, words: Sequence[str], files: Sequence[Path], options: 
     if found and owner:
         known = sorted(_parameters(owner))
         listing = near(found[1], known) or f"; it takes {', '.join(known)}"
+        if found[1] in known:
+            listing = ": the run gives it, such as the optimiser's parameters and a schedule's number of steps"
         return f"{_where(found[1], words, files)}: {owner.rpartition('.')[2]} has no option {found[1]!r}{listing}"
     found = found or re.search(r"Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'", text)
     if found := found or re.search(r"Key '([^']+)' is not expected", text):
@@ -55,6 +57,11 @@ def explain(message: str, words: Sequence[str], files: Sequence[Path], options: 
         if found[3]:
             return f"{_where(found[3], words, files)}: there is no module {found[3]!r}; name a class by its dotted path"
         return f"{found[1]}.{found[2]}: there is no such class{near(found[2], dir(import_module(found[1])))}"
+    if found := re.search(r"following arguments are required: ([\w, ]*\w)", text):
+        class_after = re.match(r". Got value: Namespace\(class_path='([\w.]+)'", text[found.end() :])
+        class_before = re.search(r"class_path '([\w.]+)': the $", text[: found.start()])
+        if named_class := class_after or class_before:
+            return f"{named_class[1]} needs {found[1]}; an option of the class, like --trainer.logger.save_dir=DIR"
     if found := re.search(r"(?:are required|Key .* is required)", text):
         keys = re.sub(r"\b\w+\.(data|model)\b", r"\1", text.partition(":")[2].strip() or text)
         return f"no {' and no '.join(keys.split(', '))} given: add configs, such as --config configs/data/sample.yaml"

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning
 import torch
-import wandb
 from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import Logger, WandbLogger
 from rich.console import Console
@@ -21,11 +20,12 @@ from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.classifier import Classifier
 from imgcls.cli.dry_run import peak_memory
 from imgcls.cli.lightning import LightningVerb
-from imgcls.cli.quiet import silence
+from imgcls.cli.quiet import finish_wandb, silence
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import write_json
+from imgcls.training.loggers import names_wandb
 from imgcls.training.nonfinite import NonFinite
 from imgcls.training.progress import Bar
 from imgcls.training.record import RunLogger
@@ -54,7 +54,7 @@ class Benchmark(LightningVerb):
         """
         if rounds < 1 or steps < 2:
             raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
-        benchmark(self.trainer, self.model, self.datamodule, rounds, steps, json)
+        benchmark(self.trainer, self.model, self.datamodule, rounds, steps, json, names_wandb(self.logger_config))
 
 
 main = Benchmark.main
@@ -67,6 +67,7 @@ def benchmark(
     rounds: int,
     steps: int,
     out: Path | None,
+    with_wandb: bool,
 ) -> dict[str, Any]:
     """Time the stages, interleaved, and print a table.
 
@@ -77,6 +78,7 @@ def benchmark(
         rounds: How often each stage is timed; medians are reported.
         steps: Batches of each stage and round.
         out: JSON file for all figures.
+        with_wandb: Whether the whole trainer keeps W&B's offline record.
 
     Returns:
         What the JSON file holds.
@@ -86,11 +88,11 @@ def benchmark(
     steps = min(steps, len(data.train_dataloader()))
     device = trainer.strategy.root_device
     with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
-        bench = _Bench(trainer, model, data, device, steps, folder)
+        bench = _Bench(trainer, model, data, device, steps, folder, with_wandb)
         try:
             seconds = _rounds(bench, rounds)
         finally:
-            wandb.finish()  # before its folder goes
+            finish_wandb(failed=False)  # before its folder goes
     result = _summary(seconds, steps * bench.batch_size, steps)
     result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
     result |= {"batch_size": bench.batch_size, "peak_memory_mib": peak_memory(device)}
@@ -121,6 +123,7 @@ class _Bench:
         device: torch.device,
         steps: int,
         folder: str,
+        with_wandb: bool,
     ) -> None:
         self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
         self.bare = copy.deepcopy(model).to(device)
@@ -132,8 +135,9 @@ class _Bench:
         self.ready = [data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
         self.folder = folder
         run = RunFolder(Path(folder) / "run")
-        offline = WandbLogger(save_dir=folder, offline=True, mode="offline")
-        self.loggers: list[Logger] = [RunLogger(run), offline]
+        self.loggers: list[Logger] = [RunLogger(run)]
+        if with_wandb:
+            self.loggers.append(WandbLogger(save_dir=folder, offline=True, mode="offline"))
 
     def stages(self) -> dict[str, Stage]:
         """Each stage by its name, in the order of an image's way."""
@@ -192,7 +196,7 @@ class _Bench:
             self._step(*self.data.prepare(self.images[index], self.labels[index]))
 
     def _whole_trainer(self, steps: int) -> Seconds:
-        """Lightning with our modules, a progress bar, the look at each loss, metrics.csv and W&B's offline record."""
+        """Lightning with our modules, a progress bar, the look at each loss, metrics.csv, perhaps W&B's record."""
         clock = _Clock(steps)
         options: dict[str, Any] = {
             "accelerator": self.device.type,

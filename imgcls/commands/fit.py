@@ -70,14 +70,15 @@ class Fit(LightningVerb):
             return
         # a checkpoint from elsewhere must not run code
         self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, weights_only=True)
-        if self.config.test_after_fit and not self.trainer.interrupted:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        if self.config.test_after_fit and self.trainer.limit_test_batches and not self.trainer.interrupted:
+            saved = self.trainer.checkpoint_callbacks and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+            for callback in self.trainer.callbacks if saved else ():  # type: ignore[attr-defined]
                 if isinstance(callback, WeightAveraging):
                     callback._average_model = None  # with it, Lightning's own would test the weights beside the average
             self.trainer.test(
                 self.model,
                 datamodule=self.datamodule,
-                ckpt_path=str(self.run.best),
+                ckpt_path=str(self.run.checkpoint(self.run.best)) if saved else None,
                 weights_only=True,
                 verbose=False,
             )

@@ -264,6 +264,7 @@ class ImageDataModule(LightningDataModule, ABC):
         sizes = len(index), self.batch_size, self.seed, *self._rank()
         batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index))
         batches.resume_at = self._resume_at
+        batches.fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader | list:

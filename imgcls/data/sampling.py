@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import SequentialSampler
 
 from imgcls.errors import UserError
 from imgcls.images.sources import Blocks
@@ -54,7 +54,7 @@ def mixed_blocks(
 LARGEST_TAIL = 0.05
 
 
-class TrainBatches(Sampler[list[int]]):
+class TrainBatches(SequentialSampler):
     """Full batches of positions for one process; the order is a pure function of (seed, epoch).
 
     Batches are of one size, so that shapes stay fixed for torch.compile and BatchNorm never sees a single
@@ -72,6 +72,10 @@ class TrainBatches(Sampler[list[int]]):
         repeats: Times that each image follows itself, shared by the processes; the epoch stays as long.
         blocks: Where reading together matters: images are shuffled by blocks, unless `probability` or `repeats` is
             given or there are no more blocks than the window has.
+
+    Attributes:
+        fixed: Whether each epoch has the order of the first, as `overfit_batches` asks for. Lightning would put in a
+            sampler of single images, were ours not sequential ones by name.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class TrainBatches(Sampler[list[int]]):
         few = blocks is None or len(blocks.start) <= blocks.window
         self.blocks = None if few or probability is not None or repeats > 1 else blocks
         self.epoch = 0
-        self.resume_at = (0, 0)
+        self.resume_at, self.fixed = (0, 0), False
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
@@ -106,7 +110,7 @@ class TrainBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return self.size // (self.batch_size * self.world_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         epoch, done = self.resume_at
         start = done if epoch == self.epoch else 0
         skip, left = start * self.batch_size, len(self) - start
@@ -120,7 +124,7 @@ class TrainBatches(Sampler[list[int]]):
 
     def _order(self) -> Iterator[np.ndarray]:
         """Positions of this process in the epoch's order, in pieces."""
-        rng = np.random.default_rng((self.seed, self.epoch))
+        rng = np.random.default_rng((self.seed, 0 if self.fixed else self.epoch))
         if self.blocks is not None:
             yield from mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng)
             return
@@ -131,7 +135,7 @@ class TrainBatches(Sampler[list[int]]):
         yield order.repeat(self.repeats)[: self.size][self.rank :: self.world_size]
 
 
-class EvalBatches(Sampler[list[int]]):
+class EvalBatches(SequentialSampler):
     """Every position exactly once over all processes: a strided share each, none repeated to fill up.
 
     Args:
@@ -154,6 +158,6 @@ class EvalBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         for start in range(0, len(self.positions), self.batch_size):
             yield list(self.positions[start : start + self.batch_size])

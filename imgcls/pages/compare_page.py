@@ -70,9 +70,9 @@ def _curves(groups: Sequence[Group], key: str) -> str:
     for place, group in enumerate(groups):
         by_epoch: dict[int, list[float]] = {}
         for run in group.runs:
-            for row in read_metrics(run.folder):
-                if row["split"] == split and row.get(name):
-                    by_epoch.setdefault(int(row["epoch"]) + 1, []).append(float(row[name]))
+            rows = [row for row in read_metrics(run.folder) if row["split"] == split and row.get(name)]
+            for epoch, value in {int(row["epoch"]) + 1: float(row[name]) for row in rows}.items():  # each one's last
+                by_epoch.setdefault(epoch, []).append(value)
         if by_epoch:
             epochs = sorted(by_epoch)
             values = [by_epoch[e] for e in epochs]

@@ -52,7 +52,8 @@ def _interval(metrics: dict[str, Any], name: str) -> str:
 def _curve(rows: list[Row], key: str, title: str) -> str:
     axes = epoch_axes(5.4, 3.2, title=title)
     for split, color in COLORS.items():
-        points = [(int(r["epoch"]) + 1, float(r[key])) for r in rows if r["split"] == split and r.get(key)]
+        # the last of an epoch with several validations
+        points = list({int(r["epoch"]) + 1: float(r[key]) for r in rows if r["split"] == split and r.get(key)}.items())
         if points:
             axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=split)
     if axes.lines:

@@ -24,7 +24,7 @@ def read_metrics(run: RunFolder) -> list[Row]:
 
 
 def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: int) -> None:
-    """Add one row per split to metrics.csv for metrics named `split/name`; a repeated epoch replaces its row."""
+    """Add one row per split to metrics.csv for metrics named `split/name`; a repeated step replaces its row."""
     rows = read_metrics(run)
     splits: dict[str, Row] = {}
     for key, value in metrics.items():
@@ -32,8 +32,10 @@ def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: 
         if slash:
             row = splits.setdefault(split, {"epoch": str(epoch), "step": str(step), "split": split})
             row[name] = repr(float(value))
-    # the epochs after a resumed checkpoint are run again
-    rows = [r for r in rows if r["split"] not in splits or int(r["epoch"]) < epoch] + list(splits.values())
+    # what comes after a resumed checkpoint is run again; with val_check_interval an epoch has several validations
+    first = {split: (epoch, 0 if split == "train" else step) for split in splits}
+    rows = [r for r in rows if r["split"] not in splits or (int(r["epoch"]), int(r["step"])) < first[r["split"]]]
+    rows += splits.values()
     names = dict.fromkeys(LEADING)
     for row in rows:
         names |= dict.fromkeys(row)

@@ -34,6 +34,18 @@ class BestCheckpoint(ModelCheckpoint):
             return True
         return current is not None and self.best_model_score is not None and bool(current == self.best_model_score)
 
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Have the step at which max_steps ends the run validated, also within an epoch."""
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of a run that ended before it was validated, the last weights are all there is."""
+        super().on_train_end(trainer, pl_module)
+        if self.save_top_k and not self.best_model_path and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Without a validation part no epoch is known to be better than the last."""
         if self.save_top_k and self.monitor not in monitor_candidates and not any(trainer.num_val_batches):
@@ -46,9 +58,24 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps the last epoch; `Signals` has it keep a step as well."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Leave an epoch's last step to its end: resumed from here, the epoch would go without validation."""
+        """Leave an epoch's last step to its end: resumed from here, the epoch would go without validation.
+
+        A run that stops within an epoch is saved here: at the end, Lightning would count that epoch as done.
+        """
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        super().on_train_batch_end(trainer, *args, **kwargs)
+        self._save_if_stopping(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_validation_end(trainer, pl_module)
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_batch_end(trainer, *args, **kwargs)
+            self._save_if_stopping(trainer)  # where a callback stops the run for what validation found
+
+    def _save_if_stopping(self, trainer: Trainer) -> None:
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
+        if stops and not self._should_skip_saving_checkpoint(trainer):
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_train_epoch_end(trainer, pl_module)

@@ -10,7 +10,7 @@ import yaml
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from imgcls.errors import one_line
+from imgcls.errors import UserError, one_line
 from imgcls.runs.folder import RunFolder
 from imgcls.system.modules import class_named
 from imgcls.system.network import unreachable
@@ -92,11 +92,21 @@ def build_loggers(configured: Any, run: RunFolder, experiment: str, config_text:
     for logger in configured if isinstance(configured, list) else [configured]:
         options = {**logger.get("init_args", {}).as_dict(), **logger.get("dict_kwargs", {})}
         kind = class_named(logger.class_path)
-        if kind is WandbLogger:
-            kind = Wandb
-            options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
-        loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
+        try:
+            if kind is WandbLogger:
+                kind = Wandb
+                options |= _wandb_options(options, run, experiment, yaml.safe_load(config_text))
+            loggers.append(kind(**{k: v for k, v in options.items() if v is not None}))
+        except ImportError as error:
+            raise UserError(
+                f"--trainer.logger: {one_line(error)}; {logger.class_path} needs it, --trainer.logger=false does not"
+            ) from error
     return loggers
+
+
+def names_wandb(configured: Any) -> bool:
+    """Whether W&B's is among the loggers of `trainer.logger`."""
+    return "WandbLogger" in str(configured)
 
 
 def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -104,11 +114,12 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # what was not sent by then is sent by `wandb sync`
     name = run.path.name
-    chosen = {"save_dir": str(run.path.resolve()), "name": options["name"] or name, "id": options["id"] or name}
-    chosen |= {"group": options["group"] or experiment, "resume": "allow", "config": config}
+    chosen = {"save_dir": str(run.path.resolve()), "name": options.get("name") or name}
+    chosen |= {"id": options.get("id") or name}
+    chosen |= {"group": options.get("group") or experiment, "resume": "allow", "config": config}
     chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
     chosen |= {"tags": options.get("tags") or parts_of(config)}
-    online = not options["offline"] and os.environ.get("WANDB_MODE", "online") == "online"
+    online = not options.get("offline") and os.environ.get("WANDB_MODE", "online") == "online"
     if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
         # without a key, nobody has asked for more than the record here

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
 from imgcls.pages.report import write_report
 from imgcls.runs.environment import environment
 from imgcls.runs.folder import RunFolder
@@ -79,10 +80,18 @@ class RunRecord(Callback):
         self._started = self._since = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on the folder."""
+        """Agree on the folder.
+
+        Raises:
+            UserError: There would be nothing to do, and figures of before would pass for those of now.
+        """
         path = trainer.strategy.broadcast(str(self.run.path))
         if path != str(self.run.path):
             self.run.move(path)
+        limits = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+        limit = limits.get(stage)
+        if limit and getattr(trainer, limit) == 0:
+            raise UserError(f"--trainer.{limit}=0: nothing is left to do")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write config and environment: model, data and optimiser are built, nothing has been trained."""
@@ -138,12 +147,14 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         rows = read_metrics(self.run)
-        summary: dict[str, float | int | None] = {}
+        summary: dict[str, float | int | None]
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
             best = best_row(rows, checkpoint.monitor, checkpoint.mode)
-            if best:
-                summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])}
+            summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])} if best else {}
+        else:
+            validated = [row for row in rows if row["split"] == "val"]
+            summary = dict(row_values(validated[-1])) if validated else {}
         last = next((row for row in reversed(rows) if row["split"] == "train"), None)
         summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
         speed = self.images / self.train_seconds if self.train_seconds else None

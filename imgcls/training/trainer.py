@@ -1,26 +1,40 @@
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Literal
 
 import lightning
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
-from imgcls.errors import UserError, one_line
+from imgcls.errors import UserError
 
 
-@contextmanager
-def plain_process_errors() -> Iterator[None]:
-    """What Lightning finds wrong with the processes of a cluster, as a UserError."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if "SLURM" in str(error) or "torchrun" in str(error):
-            raise UserError(f"trainer: {one_line(error)}") from error
-        raise
+def with_days(duration: Any) -> Any:
+    """A duration as Lightning takes it, which of text is DD:HH:MM:SS alone; HH:MM:SS is what one writes."""
+    return f"00:{duration}" if isinstance(duration, str) and duration.count(":") == 2 else duration
+
+
+def limited(batches: int, limit: int | float) -> int:
+    """So many of the batches as a limit of the trainer's leaves, a number or a share."""
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's Trainer, stopped by a signal where nothing is lost, on all the processes that were asked for."""
+    """Lightning's Trainer, stopped by a signal where nothing is lost, on all the processes that were asked for.
+
+    Args:
+        max_epochs: `auto`: as many as `max_time` has room for, which `fit` measures and writes into the run's config.
+        max_time: Stop after this time, HH:MM:SS or DD:HH:MM:SS, and validate what was trained.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        max_epochs: int | Literal["auto"] | None = None,
+        max_time: str | timedelta | dict[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        epochs = 1 if max_epochs == "auto" else max_epochs  # verbs that do not train have no use for it
+        super().__init__(*args, max_epochs=epochs, max_time=with_days(max_time), **kwargs)
 
     @property
     def received_sigterm(self) -> bool:
