@@ -170,7 +170,8 @@ class ImageDataModule(LightningDataModule, ABC):
         parts = {part: self.parts[part] for part in needed.get(stage, ("test",))}
         if stage == "fit" and self.check_test:
             parts["test"] = self._test_part()
-            self._require_images("test", len(parts["test"][1]))
+        if "test" in parts.keys() - self.checked and not len(parts["test"][1]):
+            raise UserError("data: there are no test images; --data.test_fraction says how many are split off")
         if stage != "predict" or self.on_error == "raise":  # else it is seen while it is predicted
             kept = self._check_images(parts)
             self.parts |= {part: of for part, of in kept.items() if part in self.parts}
@@ -237,10 +238,6 @@ class ImageDataModule(LightningDataModule, ABC):
         """Whether the source brings that part itself. Answered without reading images."""
         return True
 
-    def _require_images(self, part: Part, count: int) -> None:
-        if not count:
-            raise UserError(f"data: there are no {part} images; --data.{part}_fraction says how many are split off")
-
     def _require(self, source: Source | None, part: str) -> Source:
         if source is None or len(source) == 0:
             raise UserError(f"data: {self.root or type(self).__name__} has no {part} images")
@@ -298,7 +295,6 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts[part] = (FeatureSource(source, index, feature), index)
 
     def _eval_loader(self, part: Part, start: int | None = None) -> DataLoader:
-        self._require_images(part, len(self.parts[part][1]))
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
         return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 
