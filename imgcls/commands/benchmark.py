@@ -19,11 +19,9 @@ from rich.console import Console
 from torch import Tensor
 
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
-from imgcls.classifier import Classifier
 from imgcls.cli.dry_run import peak_memory
 from imgcls.cli.lightning import LightningVerb
 from imgcls.cli.quiet import finish_wandb, silence
-from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import write_json
@@ -59,10 +57,7 @@ class Benchmark(LightningVerb):
         self.datamodule.setup("fit")
         steps = min(steps, len(self.datamodule.train_dataloader()))
         with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
-            loggers: list[Logger] = [RunLogger(RunFolder(Path(folder) / "run"))]
-            if names_wandb(self.logger_config):
-                loggers.append(WandbLogger(save_dir=folder, offline=True, mode="offline"))
-            bench = _Bench(self.trainer, self.model, self.datamodule, steps, folder, loggers)
+            bench = _Bench(self, steps, folder)
             try:
                 seconds = bench.seconds(rounds)
             finally:
@@ -79,24 +74,20 @@ main = Benchmark.main
 
 
 class _Bench:
-    def __init__(
-        self,
-        trainer: lightning.Trainer,
-        model: Classifier,
-        data: ImageDataModule,
-        steps: int,
-        folder: str,
-        loggers: list[Logger],
-    ) -> None:
-        self.trainer, self.model, self.data, self.steps = trainer, model, data, steps
-        self.folder, self.loggers, self.device = folder, loggers, trainer.strategy.root_device
-        self.bare = copy.deepcopy(model).to(self.device)
+    def __init__(self, verb: Benchmark, steps: int, folder: str) -> None:
+        self.trainer, self.model, self.data = verb.trainer, verb.model, verb.datamodule
+        self.steps, self.folder = steps, folder
+        self.device = self.trainer.strategy.root_device
+        self.bare = copy.deepcopy(self.model).to(self.device)
         self.optimizer = self.bare.build_optimizer()
         self.batches = list(self._fetch())
         self.batch_size = len(self.batches[0]["label"])
         self.images = torch.cat([b["image"] for b in self.batches]).to(self.device)
         self.labels = torch.cat([b["label"] for b in self.batches]).to(self.device)
-        self.ready = [data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
+        self.ready = [self.data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
+        self.loggers: list[Logger] = [RunLogger(RunFolder(Path(folder) / "run"))]
+        if names_wandb(verb.logger_config):
+            self.loggers.append(WandbLogger(save_dir=folder, offline=True, mode="offline"))
 
     def seconds(self, rounds: int) -> dict[str, np.ndarray]:
         """Seconds of wall clock and of CPU that each stage takes in each round, (rounds, 2)."""
@@ -110,7 +101,7 @@ class _Bench:
         return {name: np.array(times[1:]) for name, times in found.items()}  # the first round warms up
 
     def stages(self) -> dict[str, Stage]:
-        """Each stage by its name, in the order of an image's way."""
+        """Each stage by its name, in the order in which an image passes them."""
         stages: dict[str, Stage] = {
             "fetch (decode, resize, batch)": self._fetch_only,
             "transfer to the device": self._transfer,
