@@ -68,7 +68,7 @@ class RunFolder:
         return folder
 
     def evaluations(self) -> list["RunFolder"]:
-        """Those that there are, by name."""
+        """The evaluations on other labelled sets, by name."""
         names = sorted(path.parent.name for path in self.path.glob(f"{EVALUATIONS}/*/metrics.json"))
         return [self.evaluation_on(name) for name in names]
 

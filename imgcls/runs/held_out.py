@@ -47,7 +47,7 @@ def held_out(
 
 
 def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
-    """Validation and test images, those there are."""
+    """Validation and test images, as far as the run has predictions for them."""
     known: list[str] = run.environment.get("data", {}).get("class_names", [])
     if sorted(known) != sorted(class_names):
         other = min(set(known) ^ set(class_names), default="")

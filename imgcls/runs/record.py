@@ -50,7 +50,7 @@ def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
 
 
 def add_summary(run: RunFolder, values: Mapping[str, float | int | None], instead_of: str | None = None) -> None:
-    """Merge values into metrics.json, where `instead_of` begins the names of those that they replace all together."""
+    """Merge values into metrics.json; earlier values whose names begin with `instead_of` are removed."""
     kept = {k: v for k, v in read_json(run.metrics_json).items() if instead_of is None or not k.startswith(instead_of)}
     write_json(run.metrics_json, kept | dict(values))
 
