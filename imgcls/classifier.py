@@ -325,9 +325,10 @@ class Classifier(LightningModule):
             return None
         optimizer = self.build_optimizer()
         schedule = scheduler_config(self.schedule, optimizer, total_steps)
-        validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
-        if "monitor" in schedule and not validated:
-            raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
+        if "monitor" in schedule:
+            validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
+            if not validated:
+                raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 

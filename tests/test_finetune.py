@@ -1,6 +1,7 @@
 import copy
 import importlib
 import inspect
+import json
 import math
 import os
 import pkgutil
@@ -400,7 +401,7 @@ def test_what_is_trained_on_features_predicts_from_images(name, imgcls):
     stored = float(max(rows, key=lambda r: float(r["acc"]))["acc"])
     code, out, err = imgcls("validate", "--run", "probe")
     assert code == 0, err
-    again = float(next(line.split()[1] for line in out.splitlines() if "val/acc" in line))
+    again = json.loads(Path("probe/metrics.json").read_text())["val/acc"]
     assert again == pytest.approx(stored, abs=2e-3)
     assert len(list(Path("probe/features").glob("*.safetensors"))) == 2
 
@@ -469,6 +470,6 @@ def test_with_few_images_real_weights_beat_training_from_scratch(imgcls, tmp_pat
     }.items():
         code, out, err = imgcls("fit", *base, *words, "--run_dir", name)
         assert code == 0, err
-        accuracy[name] = float(next(line.split()[1] for line in out.splitlines() if "test/acc" in line))
+        accuracy[name] = json.loads(Path(name, "metrics.json").read_text())["test/acc"]
     assert accuracy["probe"] > accuracy["scratch"] + 0.1, accuracy
     print(accuracy)

@@ -61,7 +61,8 @@ class _Work:
     def __init__(self, sweep: Sweep, out: Path, count: int, jobs: int, rest: list[str]) -> None:
         self.sweep, self.out, self.count, self.jobs, self.rest = sweep, out, count, jobs, rest
         self.failures: list[str] = []
-        self.stop = threading.Event()
+        self.stop, self.turn = threading.Event(), threading.Lock()
+        self.starting = 0  # trials of this process that the study does not know yet
         optuna.logging.set_verbosity(logging.ERROR)  # we say ourselves what failed
         out.mkdir(parents=True, exist_ok=True)
         # heartbeat, multivariate and constant_liar may still change in Optuna, which warns of it at each use
@@ -92,12 +93,15 @@ class _Work:
         while not self.stop.is_set():
             optuna.storages.fail_stale_trials(self.study)
             state = optuna.trial.TrialState
-            states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
-            done, running = states.count(state.COMPLETE) + states.count(state.PRUNED), states.count(state.RUNNING)
-            is_tried = self._grid_is_tried() and state.WAITING not in states
-            if done >= self.count or (is_tried and not running):
-                return
-            if done + running >= self.count or is_tried:  # another process may finish them, or die
+            with self.turn:
+                states = [trial.state for trial in self.study.get_trials(deepcopy=False)]
+                done, running = states.count(state.COMPLETE) + states.count(state.PRUNED), states.count(state.RUNNING)
+                is_tried = self._grid_is_tried() and state.WAITING not in states
+                if done >= self.count or (is_tried and not running):
+                    return
+                starts = done + running + self.starting < self.count and not is_tried
+                self.starting += starts
+            if not starts:  # another process may finish them, or die
                 time.sleep(POLL)
                 continue
             self.study.optimize(self._trial, n_trials=1, catch=(TrialFailed,))
@@ -107,6 +111,8 @@ class _Work:
         return isinstance(sampler, optuna.samplers.GridSampler) and sampler.is_exhausted(self.study)
 
     def _trial(self, trial: "optuna.Trial") -> float:
+        with self.turn:
+            self.starting -= 1  # it is among the running ones now
         chosen = {name: _suggest(trial, name, space) for name, space in self.sweep.spaces.items()}
         # a queued trial brings the run of the one that died, which goes on from its last checkpoint
         run = RunFolder(trial.user_attrs.get("run", self.out / f"{trial.number:04d}"))

@@ -170,6 +170,7 @@ class ImageDataModule(LightningDataModule, ABC):
         parts = {part: self.parts[part] for part in needed.get(stage, ("test",))}
         if stage == "fit" and self.check_test:
             parts["test"] = self._test_part()
+            self._require_images("test", len(parts["test"][1]))
         if stage != "predict" or self.on_error == "raise":  # else it is seen while it is predicted
             kept = self._check_images(parts)
             self.parts |= {part: of for part, of in kept.items() if part in self.parts}
@@ -177,15 +178,12 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def test_images(self) -> int:
         """Number of test images, once the training part is open."""
-        there_are = self.has_official("test") or self.test_fraction > 0
-        return len(self._test_part()[1]) if there_are else 0
+        return len(self._test_part()[1])
 
     def _test_part(self) -> tuple[Source, np.ndarray]:
         if self._test is None:
             own = self._require(self.open("test"), "test")
             self._test = own, np.arange(len(own))
-        if not len(self._test[1]):
-            raise UserError("data: there are no test images; --data.test_fraction says how many are split off")
         return self._test
 
     def _check_images(self, parts: Parts) -> Parts:
@@ -238,6 +236,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def has_official(self, part: Part) -> bool:
         """Whether the source brings that part itself. Answered without reading images."""
         return True
+
+    def _require_images(self, part: Part, count: int) -> None:
+        if not count:
+            raise UserError(f"data: there are no {part} images; --data.{part}_fraction says how many are split off")
 
     def _require(self, source: Source | None, part: str) -> Source:
         if source is None or len(source) == 0:
@@ -296,6 +298,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.parts[part] = (FeatureSource(source, index, feature), index)
 
     def _eval_loader(self, part: Part, start: int | None = None) -> DataLoader:
+        self._require_images(part, len(self.parts[part][1]))
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
         return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 

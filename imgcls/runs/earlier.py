@@ -22,6 +22,12 @@ def upgraded(config: Any) -> Any:
         config["class_path"] = MOVED.get(name, name)
     if isinstance(options := config.get("init_args"), dict):
         config["init_args"] = {k: v for k, v in options.items() if k not in REMOVED.get(name, ())}
-        if "crop_fraction" in options:  # of data; before, each deep image had a scale of its own kind
-            config["init_args"].setdefault("value_range", "none")
+    return config
+
+
+def upgraded_run(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a run, complete: one that says nothing of a value range never had one."""
+    config = upgraded(config)
+    if isinstance(data := config.get("data"), dict) and "crop_fraction" in data.get("init_args", {}):
+        data["init_args"].setdefault("value_range", "none")
     return config

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.errors import UserError
-from imgcls.runs.earlier import upgraded
+from imgcls.runs.earlier import upgraded_run
 from imgcls.system.files import read_yaml
 
 EVALUATIONS = "evaluations"
@@ -74,7 +74,7 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         """What config.yaml holds: `data`, `model`, `trainer` and further settings, as this version takes them."""
-        return upgraded(read_yaml(self.config, "a run's config has the keys data, model and trainer"))
+        return upgraded_run(read_yaml(self.config, "a run's config has the keys data, model and trainer"))
 
     def checkpoint(self, path: Path) -> Path:
         """`path` if it is there.
