@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from imgcls.cli.arguments import configures, take
+from imgcls.cli.arguments import configures, gives, take
 from imgcls.cli.configs import config_files, expand_configs, read_config
 from imgcls.cli.lightning import LightningVerb, as_config
 from imgcls.data.base import ImageDataModule, Part
@@ -43,10 +43,9 @@ class Audit(LightningVerb):
     def expand(self, words: list[str]) -> list[str]:
         """Several runs; the first one's data unless other data is given. What cannot be read is found, not an error."""
         runs: list[str] = []
-        run, words = take(words, "--run")
-        while run is not None:
-            runs.append(run)
+        while gives(words, "--run"):
             run, words = take(words, "--run")
+            runs.append(str(run))
         if runs and not any("data" in read_config(file) for file in config_files(expand_configs(words))):
             data = find_runs(runs, "--run")[0].folder.read_config()["data"]
             words = [*as_config({"data": data | {"init_args": data["init_args"] | {"augment": None}}}), *words]
@@ -182,13 +181,12 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     pairs = distinct[pairs]
     near = groups_of(pairs, len(images))
     compared = time.perf_counter()
-    probability = None
-    if (runs or predictions) and not images.class_names:
-        raise UserError("--run, --predictions: tell of labels that are wrong, and these images have none")
+    known = suspects = np.empty(0, np.int64)
+    probability = np.empty((len(images), 0))
     if runs or predictions:
+        if not images.class_names:
+            raise UserError("--run, --predictions: tell of labels that are wrong, and these images have none")
         probability = held_out(predicted_by, predictions, images.names, data.class_names)
-    suspects = np.empty(0, np.int64)
-    if probability is not None:
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
         suspects = known[label_errors(probability[known], images.label[known])]
     wrong = np.zeros(len(images), bool)
@@ -199,28 +197,9 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
     copies, alike = images.telling_first(members(exact)), images.telling_first(members(near))
     two_labels = [g for g in copies if disagreeing(exact[g], images.label[g]).any()]
-    result: dict[str, Any] = {
-        **_overview(images, broken),
-        "found": {},
-        "broken": [images.facts(k) | {"reason": images.reason[k]} for k in np.flatnonzero(broken).tolist()],
-        "unusable": [{"part": s.part, "name": s.name, "reason": s.reason} for s in data.skipped],
-        "two_labels": [[images.facts(k) for k in group] for group in two_labels],
-        "exact_duplicates": [[images.facts(k) for k in group] for group in copies],
-        "near_duplicates": [[images.facts(k) for k in group] for group in alike],
-        "near_pairs": [
-            {"first": images.names[i], "second": images.names[j], "likeness": round(float(s), 4), "mirrored": bool(m)}
-            for (i, j), s, m in zip(pairs.tolist(), likeness, mirrored, strict=True)
-        ],
-        "label_errors": [] if probability is None else _suspects(images, suspects, probability),
-        "predicted": 0 if probability is None else len(known),
-        "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
-    }
-    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
-    table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
-    result["clean"] = write_clean_table(out, table, images.class_names)
     counted = Counter(reason.tolist())
     found: Found = {
-        "broken": len(result["broken"]),
+        "broken": int(broken.sum()),
         "unusable": len(data.skipped),
         "two_labels": counted[Reason.TWO_LABELS],
         "copies": counted[Reason.COPY],
@@ -230,7 +209,25 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         "label_errors": len(suspects),
     }
     found = {key: number for key, number in found.items() if images.class_names or key not in OF_LABELLED}
-    result["found"] = found
+    result: dict[str, Any] = {
+        **_overview(images, broken),
+        "found": found,
+        "broken": [images.facts(k) | {"reason": images.reason[k]} for k in np.flatnonzero(broken).tolist()],
+        "unusable": [{"part": s.part, "name": s.name, "reason": s.reason} for s in data.skipped],
+        "two_labels": [list(map(images.facts, group)) for group in two_labels],
+        "exact_duplicates": [list(map(images.facts, group)) for group in copies],
+        "near_duplicates": [list(map(images.facts, group)) for group in alike],
+        "near_pairs": [
+            {"first": images.names[i], "second": images.names[j], "likeness": round(float(s), 4), "mirrored": bool(m)}
+            for (i, j), s, m in zip(pairs.tolist(), likeness, mirrored, strict=True)
+        ],
+        "label_errors": _suspects(images, suspects, probability),
+        "predicted": len(known),
+        "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
+    }
+    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
+    table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
+    result["clean"] = write_clean_table(out, table, images.class_names)
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
     result["seconds"] = {"reading": read - started, "comparing": compared - read}
@@ -287,11 +284,9 @@ def _of_classes(images: Images, parts: dict[Part, np.ndarray]) -> dict[str, Any]
 
 
 def _range(values: np.ndarray) -> dict[str, float]:
-    return (
-        {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
-        if len(values)
-        else {}
-    )
+    if not len(values):
+        return {}
+    return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
 
 
 def _suspects(images: Images, suspects: np.ndarray, probability: np.ndarray) -> list[dict[str, Any]]:

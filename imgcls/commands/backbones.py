@@ -3,10 +3,12 @@
 import argparse
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.util import find_spec
 
 from imgcls.errors import UserError, near
 
 Row = tuple[str, str, str, str, str]
+HEADER: Row = ("library", "name", "parameters", "image", "weights")
 
 
 def main(words: list[str]) -> int:
@@ -14,12 +16,14 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m imgcls backbones", description=main.__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="part of a name, or a pattern such as 'resnet*'")
     options = parser.parse_args(words)
-    rows = [*_torchvision(options.pattern), *_timm(options.pattern)]
-    if not rows:
-        raise UserError(f"backbones: no name matches {options.pattern!r}{near(options.pattern, _names())}")
-    header = ("library", "name", "parameters", "image", "weights")
-    widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
-    for row in [header, *rows]:
+    if find_spec("timm") is None:
+        print("timm is not installed: pip install 'imgcls[timm]' adds its networks")
+    rows = [HEADER, *_torchvision(options.pattern), *_timm(options.pattern)]
+    if len(rows) == 1:
+        known = [name for _, name, *_ in (*_torchvision("*"), *_timm("*"))]
+        raise UserError(f"backbones: no name matches {options.pattern!r}{near(options.pattern, known)}")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     return 0
 
@@ -40,12 +44,11 @@ def _torchvision(pattern: str) -> Iterator[Row]:
 
 
 def _timm(pattern: str) -> Iterator[Row]:
-    try:
-        import timm
-        import torch
-    except ImportError:
-        print("timm is not installed: pip install 'imgcls[timm]' adds its networks")
+    if find_spec("timm") is None:
         return
+    import timm
+    import torch
+
     names = [name for name in timm.list_models() if matches(name, pattern)]
     for name in names:
         config = timm.get_pretrained_cfg(name)
@@ -56,13 +59,3 @@ def _timm(pattern: str) -> Iterator[Row]:
             millions = f"{count / 1e6:.1f} M"
         size = str(config.input_size[1]) if config else ""
         yield "timm", name, millions, size, "yes" if config and config.has_weights else "no"
-
-
-def _names() -> list[str]:
-    from torchvision import models
-
-    try:
-        import timm
-    except ImportError:
-        return models.list_models(module=models)
-    return [*models.list_models(module=models), *timm.list_models()]

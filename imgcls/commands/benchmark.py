@@ -2,14 +2,16 @@
 
 import copy
 import io
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -17,11 +19,9 @@ from rich.console import Console
 from torch import Tensor
 
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
-from imgcls.classifier import Classifier
 from imgcls.cli.dry_run import peak_memory
 from imgcls.cli.lightning import LightningVerb
 from imgcls.cli.quiet import finish_wandb, silence
-from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import write_json
@@ -32,9 +32,8 @@ from imgcls.training.record import RunLogger
 
 NOISE = 0.05
 WARM_UP = 3
-Seconds = tuple[float, float]  # of wall clock and of CPU
-Stage = Callable[[int], Seconds | None]
-"""Handles that many batches; returns its own time where that is not the whole of the call."""
+Stage = Callable[[], np.ndarray | None]
+"""Handles all batches; returns its own seconds (2,), of wall clock and of CPU, where they are not the whole call's."""
 RIVALS = {  # other ways to augment, and the ratio that compares ours with each
     "stock Kornia": (stock_kornia, "augmentation_over_stock_kornia"),
     "torchvision v2 per image": (torchvision_per_sample, "augmentation_over_torchvision_v2"),
@@ -54,125 +53,87 @@ class Benchmark(LightningVerb):
         """
         if rounds < 1 or steps < 2:
             raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
-        benchmark(self.trainer, self.model, self.datamodule, rounds, steps, json, names_wandb(self.logger_config))
+        self.datamodule.prepare_data()
+        self.datamodule.setup("fit")
+        steps = min(steps, len(self.datamodule.train_dataloader()))
+        with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
+            bench = _Bench(self, steps, folder)
+            try:
+                seconds = bench.seconds(rounds)
+            finally:
+                finish_wandb(failed=False)  # before its folder goes
+        result = _summary(seconds, steps * bench.batch_size, steps)
+        result |= {"device": str(bench.device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
+        result |= {"batch_size": bench.batch_size, "peak_memory_mib": peak_memory(bench.device)}
+        _print(result)
+        if json is not None:
+            write_json(json, result)
 
 
 main = Benchmark.main
 
 
-def benchmark(
-    trainer: lightning.Trainer,
-    model: Classifier,
-    data: ImageDataModule,
-    rounds: int,
-    steps: int,
-    out: Path | None,
-    with_wandb: bool,
-) -> dict[str, Any]:
-    """Time the stages, interleaved, and print a table.
-
-    Args:
-        trainer: Gives device and precision.
-        model: What is trained.
-        data: What it is trained on.
-        rounds: How often each stage is timed; medians are reported.
-        steps: Batches of each stage and round.
-        out: JSON file for all figures.
-        with_wandb: Whether the whole trainer keeps W&B's offline record.
-
-    Returns:
-        What the JSON file holds.
-    """
-    data.prepare_data()
-    data.setup("fit")
-    steps = min(steps, len(data.train_dataloader()))
-    device = trainer.strategy.root_device
-    with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
-        bench = _Bench(trainer, model, data, device, steps, folder, with_wandb)
-        try:
-            seconds = _rounds(bench, rounds)
-        finally:
-            finish_wandb(failed=False)  # before its folder goes
-    result = _summary(seconds, steps * bench.batch_size, steps)
-    result |= {"device": str(device), "threads": torch.get_num_threads(), "rounds": rounds, "batches": steps}
-    result |= {"batch_size": bench.batch_size, "peak_memory_mib": peak_memory(device)}
-    _print(result)
-    if out is not None:
-        write_json(Path(out), result)
-    return result
-
-
-def _rounds(bench: "_Bench", rounds: int) -> dict[str, list[Seconds]]:
-    """Time of each stage in each round."""
-    stages = bench.stages()
-    seconds: dict[str, list[Seconds]] = {name: [] for name in stages}
-    for number in range(rounds + 1):
-        for name, stage in stages.items():
-            timed = _time(stage, bench.steps, bench.device)
-            if number:  # the first round warms up
-                seconds[name].append(timed)
-    return seconds
-
-
 class _Bench:
-    def __init__(
-        self,
-        trainer: lightning.Trainer,
-        model: Classifier,
-        data: ImageDataModule,
-        device: torch.device,
-        steps: int,
-        folder: str,
-        with_wandb: bool,
-    ) -> None:
-        self.trainer, self.model, self.data, self.device, self.steps = trainer, model, data, device, steps
-        self.bare = copy.deepcopy(model).to(device)
+    def __init__(self, verb: Benchmark, steps: int, folder: str) -> None:
+        self.trainer, self.model, self.data = verb.trainer, verb.model, verb.datamodule
+        self.steps, self.folder = steps, folder
+        self.device = self.trainer.strategy.root_device
+        self.bare = copy.deepcopy(self.model).to(self.device)
         self.optimizer = self.bare.build_optimizer()
-        self.batches = list(self._fetch(steps))
+        self.batches = list(self._fetch())
         self.batch_size = len(self.batches[0]["label"])
-        self.images = torch.cat([b["image"] for b in self.batches]).to(device)
-        self.labels = torch.cat([b["label"] for b in self.batches]).to(device)
-        self.ready = [data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
-        self.folder = folder
-        run = RunFolder(Path(folder) / "run")
-        self.loggers: list[Logger] = [RunLogger(run)]
-        if with_wandb:
+        self.images = torch.cat([b["image"] for b in self.batches]).to(self.device)
+        self.labels = torch.cat([b["label"] for b in self.batches]).to(self.device)
+        self.ready = [self.data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
+        self.loggers: list[Logger] = [RunLogger(RunFolder(Path(folder) / "run"))]
+        if names_wandb(verb.logger_config):
             self.loggers.append(WandbLogger(save_dir=folder, offline=True, mode="offline"))
 
+    def seconds(self, rounds: int) -> dict[str, np.ndarray]:
+        """Seconds of wall clock and of CPU that each stage takes in each round, (rounds, 2)."""
+        stages = self.stages()
+        found: dict[str, list[np.ndarray]] = {name: [] for name in stages}
+        for _ in range(rounds + 1):
+            for name, stage in stages.items():
+                before = _clocks(self.device)
+                own = stage()
+                found[name].append(_clocks(self.device) - before if own is None else own)
+        return {name: np.array(times[1:]) for name, times in found.items()}  # the first round warms up
+
     def stages(self) -> dict[str, Stage]:
-        """Each stage by its name, in the order of an image's way."""
+        """Each stage by its name, in the order in which an image passes them."""
         stages: dict[str, Stage] = {
-            "fetch (decode, resize, batch)": lambda steps: _drain(self._fetch(steps)),
+            "fetch (decode, resize, batch)": self._fetch_only,
             "transfer to the device": self._transfer,
         }
         if self.data.augment is not None:
-            stages["augment and normalise"] = lambda steps: self._augment(self.data.prepare, steps)
+            stages["augment and normalise"] = partial(self._augment, self.data.prepare)
             for name, (rival, _) in RIVALS.items():
-                way = rival(self.data.augment, self.data.mean, self.data.std)
-                if way is not None:
-                    stages[name] = lambda steps, way=way: self._augment(way, steps)  # type: ignore[misc]
+                if (way := rival(self.data.augment, self.data.mean, self.data.std)) is not None:
+                    stages[name] = partial(self._augment, way)
         stages["forward, backward, step"] = self._step_only
         stages["bare loop"] = self._bare_loop
         stages["bare loop again (A/A)"] = self._bare_loop
         stages["whole trainer"] = self._whole_trainer
         return stages
 
-    def _fetch(self, steps: int) -> Iterator[dict[str, Tensor]]:
-        for number, batch in enumerate(self.data.train_dataloader()):
-            if number == steps:
-                return
-            yield batch
+    def _fetch(self) -> Iterator[dict[str, Tensor]]:
+        return islice(self.data.train_dataloader(), self.steps)
 
-    def _transfer(self, steps: int) -> None:
-        for batch in self.batches[:steps]:
+    def _fetch_only(self) -> None:
+        for _ in self._fetch():
+            pass
+
+    def _transfer(self) -> None:
+        for batch in self.batches:
             batch["image"].to(self.device, copy=True)
 
     def _slice(self, number: int) -> tuple[Tensor, Tensor]:
         here = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.images[here], self.labels[here]
 
-    def _augment(self, way: Callable[[Tensor, Tensor], Any], steps: int) -> None:
-        for number in range(steps):
+    def _augment(self, way: Callable[[Tensor, Tensor], Any]) -> None:
+        for number in range(self.steps):
             way(*self._slice(number))
 
     def _step(self, image: Tensor, label: Tensor) -> None:
@@ -182,53 +143,50 @@ class _Bench:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _step_only(self, steps: int) -> None:
+    def _step_only(self) -> None:
         self.bare.train()
-        for number in range(steps):
+        for number in range(self.steps):
             self._step(*self.ready[number % len(self.ready)])
 
-    def _bare_loop(self, steps: int) -> None:
+    def _bare_loop(self) -> None:
         """What one writes by hand: images in memory, the same augmentation, model and optimiser, nothing else."""
         self.bare.train()
         order = torch.randperm(len(self.images), device=self.device)
-        for number in range(steps):
+        for number in range(self.steps):
             index = order[number * self.batch_size : (number + 1) * self.batch_size]
             self._step(*self.data.prepare(self.images[index], self.labels[index]))
 
-    def _whole_trainer(self, steps: int) -> Seconds:
+    def _whole_trainer(self) -> np.ndarray:
         """Lightning with our modules, a progress bar, the look at each loss, metrics.csv, perhaps W&B's record."""
-        clock = _Clock(steps)
-        options: dict[str, Any] = {
-            "accelerator": self.device.type,
-            "devices": 1,
-            "precision": self.trainer.precision,
-            "max_epochs": 1,
-            "limit_train_batches": steps,
-            "limit_val_batches": 0,
-            "callbacks": [clock, NonFinite(), Bar(Console(file=io.StringIO(), force_terminal=True))],
-            "logger": self.loggers,
-            "log_every_n_steps": self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
-            "enable_checkpointing": False,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-            "default_root_dir": self.folder,
-        }
+        clock = _Clock(self.steps)
         with silence():
-            trainer = lightning.Trainer(**options)
+            trainer = lightning.Trainer(
+                accelerator=self.device.type,
+                devices=1,
+                precision=self.trainer.precision,
+                max_epochs=1,
+                limit_train_batches=self.steps,
+                limit_val_batches=0,
+                callbacks=[clock, NonFinite(), Bar(Console(file=io.StringIO(), force_terminal=True))],
+                logger=self.loggers,
+                log_every_n_steps=self.trainer.log_every_n_steps,  # type: ignore[attr-defined]
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                default_root_dir=self.folder,
+            )
             trainer.fit(copy.deepcopy(self.model), datamodule=self.data)
         return clock.elapsed
 
 
 class _Clock(Callback):
-    """Wall and CPU seconds of all batches but the first few, which warm up, scaled to all."""
+    """Wall and CPU seconds (2,) of all batches but the first few, which warm up, scaled to all."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.warm_up = steps, min(WARM_UP, steps - 1)
-        self.elapsed = (0.0, 0.0)
+        self.elapsed = np.zeros(2)
 
-    def on_train_batch_start(  # noqa: D102
-        self, trainer: lightning.Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
         if batch_idx == self.warm_up:
             self.started = _clocks(pl_module.device)
 
@@ -238,52 +196,36 @@ class _Clock(Callback):
         if batch_idx == self.steps - 1:
             # the first counted batch was fetched before the clock started: one interval less than batches
             share = self.steps / max(1, self.steps - self.warm_up)
-            now = _clocks(pl_module.device)
-            self.elapsed = ((now[0] - self.started[0]) * share, (now[1] - self.started[1]) * share)
+            self.elapsed = (_clocks(pl_module.device) - self.started) * share
 
 
-def _time(stage: Stage, steps: int, device: torch.device) -> Seconds:
-    before = _clocks(device)
-    own = stage(steps)
-    after = _clocks(device)
-    return own or (after[0] - before[0], after[1] - before[1])
-
-
-def _clocks(device: torch.device) -> Seconds:
+def _clocks(device: torch.device) -> np.ndarray:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter(), time.process_time()
+    return np.array([time.perf_counter(), time.process_time()])
 
 
-def _drain(batches: Iterator[Any]) -> None:
-    for _ in batches:
-        pass
-
-
-def _summary(seconds: dict[str, list[Seconds]], images: int, steps: int) -> dict[str, Any]:
+def _summary(seconds: dict[str, np.ndarray], images: int, steps: int) -> dict[str, Any]:
     stages: dict[str, dict[str, Any]] = {}
     for name, rounds in seconds.items():
-        wall, cpu_time = (statistics.median(r[k] for r in rounds) for k in (0, 1))
+        wall, cpu = np.median(rounds, axis=0).tolist()
         stages[name] = {
             "images_per_second": images / wall,
             "ms_per_batch": 1000 * wall / steps,
-            "cpu_ms_per_batch": 1000 * cpu_time / steps,
-            "seconds": [r[0] for r in rounds],
+            "cpu_ms_per_batch": 1000 * cpu / steps,
+            "seconds": rounds[:, 0].tolist(),
         }
-    pairs = {n: [r[0] for r in rounds] for n, rounds in seconds.items()}
-    again = statistics.median(a / b for a, b in zip(pairs["bare loop"], pairs["bare loop again (A/A)"], strict=True))
-    whole = statistics.median(b / w for b, w in zip(pairs["bare loop"], pairs["whole trainer"], strict=True))
-    cpu = [b[1] / w[1] for b, w in zip(seconds["bare loop"], seconds["whole trainer"], strict=True)]
-    ratios: dict[str, float] = {
-        "a_over_a": again,
-        "trainer_over_bare_loop": whole,
-        "trainer_over_bare_loop_cpu": statistics.median(cpu),
+
+    def ratio(one: str, other: str, clock: int = 0) -> float:
+        return float(np.median(seconds[one][:, clock] / seconds[other][:, clock]))
+
+    ratios = {
+        "a_over_a": ratio("bare loop", "bare loop again (A/A)"),
+        "trainer_over_bare_loop": ratio("bare loop", "whole trainer"),
+        "trainer_over_bare_loop_cpu": ratio("bare loop", "whole trainer", clock=1),
     }
-    for name, (_, ratio) in RIVALS.items():
-        if name in stages:
-            own = [o / s for o, s in zip(pairs[name], pairs["augment and normalise"], strict=True)]
-            ratios[ratio] = statistics.median(own)
-    return {"stages": stages, "ratios": ratios, "valid": abs(again - 1) <= NOISE}
+    ratios |= {key: ratio(name, "augment and normalise") for name, (_, key) in RIVALS.items() if name in stages}
+    return {"stages": stages, "ratios": ratios, "valid": abs(ratios["a_over_a"] - 1) <= NOISE}
 
 
 ADVICE = {

@@ -1,8 +1,6 @@
 """Is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]."""
 
 import argparse
-import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from imgcls.errors import UserError
 from imgcls.runs.run import find_runs
 from imgcls.science.comparison import compare, tested_on
 from imgcls.science.groups import group_runs
-from imgcls.system.files import write_atomic
+from imgcls.science.statistics import Estimate, p_value_text
+from imgcls.system.files import write_json
 
 
 def main(words: list[str]) -> int:
@@ -31,7 +30,7 @@ def main(words: list[str]) -> int:
     result = compare(groups, options.metric, options.baseline)
     print_comparison(result)
     if options.json:
-        write_atomic(options.json, json.dumps(_finite(result), indent=2) + "\n")
+        write_json(options.json, result)
     if options.out:
         from imgcls.pages.compare_page import write_page
 
@@ -66,38 +65,13 @@ def print_comparison(result: dict[str, Any]) -> None:
     print(f"{result['metric']}, mean over seeds with 95 % interval; differences from {result['baseline']}\n")
     rows = [("", "group", "seeds", "mean", "difference", "p (Holm)", "verdict")]
     for row in result["groups"]:
-        line = [str(row["number"]), row["name"], str(len(row["scores"])), _interval(row["mean"], "")]
+        about = "", "", "baseline"
         if "difference" in row:
-            line += [_interval(row["difference"], "+"), _p_value(row["adjusted_p"]), row["verdict"]]
-        else:
-            line += ["", "", "baseline"]
-        rows.append(tuple(line))
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+            about = f"{Estimate(**row['difference']):+.4f}", p_value_text(row["adjusted_p"], 4), row["verdict"]
+        mean = f"{Estimate(**row['mean']):.4f}"
+        rows.append((str(row["number"]), row["name"], str(len(row["scores"])), mean, *about))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for line in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     for note in result["notes"]:
         print(f"\nnote: {note}")
-
-
-def _interval(estimate: dict[str, float], sign: str) -> str:
-    value = _number(estimate["value"], f"{sign}.4f")
-    if math.isnan(estimate["low"]):
-        return value
-    return f"{value} [{_number(estimate['low'], f'{sign}.4f')}, {_number(estimate['high'], f'{sign}.4f')}]"
-
-
-def _number(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else format(value, form)
-
-
-def _p_value(value: float) -> str:
-    return "<0.0001" if value < 0.0001 else _number(value, ".4f")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no word for nan."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

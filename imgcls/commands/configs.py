@@ -22,13 +22,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--folder", type=Path, default=Path("configs"), help="where they are; default: configs")
     parser.add_argument("--out", type=Path, help="a Markdown file to write them to")
     options = parser.parse_args(words)
-    files = sorted(options.folder.rglob("*.yaml"))
+    files = {path.relative_to(options.folder).as_posix(): path for path in sorted(options.folder.rglob("*.yaml"))}
     if not files:
         raise UserError(f"--folder {options.folder}: holds no YAML file; configs/ is in the folder of imgcls' source")
-    names = [path.relative_to(options.folder).as_posix() for path in files]
-    chosen = {name: opening_comment(path) for name, path in zip(names, files, strict=True) if options.pattern in name}
+    chosen = {name: opening_comment(path) for name, path in files.items() if options.pattern in name}
     if not chosen:
-        parts = {part for name in names for part in Path(name).with_suffix("").parts}
+        parts = {part for name in files for part in Path(name).with_suffix("").parts}
         raise UserError(f"configs: no file matches {options.pattern!r}{near(options.pattern, parts)}")
     if options.out:
         write_atomic(options.out, _markdown(chosen))

@@ -82,10 +82,8 @@ def main(words: list[str]) -> int:
     write_page(out / "compare.html", result, groups)
     print(f"\npage: {out / 'compare.html'}")
     for job, code in failed:
-        print(
-            f"failed: {job.arm}, seed {job.seed} (exit code {code}): {last_line(job.log)}; see {job.log}",
-            file=sys.stderr,
-        )
+        which = f"{job.arm}, seed {job.seed} (exit code {code})"
+        print(f"failed: {which}: {last_line(job.log)}; see {job.log}", file=sys.stderr)
     return 1 if failed else 0
 
 

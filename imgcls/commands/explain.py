@@ -36,11 +36,7 @@ class Explain(LightningVerb):
     needs_run = True
 
     def work(
-        self,
-        out: Path | None = None,
-        images: str | None = None,
-        count: int = 16,
-        ckpt_path: str | None = None,
+        self, out: Path | None = None, images: str | None = None, count: int = 16, ckpt_path: str | None = None
     ) -> None:
         """Draw what each layer of a trained model responds to, and where in images it sees a class.
 
@@ -53,12 +49,25 @@ class Explain(LightningVerb):
         """
         if count < 1:
             raise UserError(f"--count {count}: give at least 1")
-        checkpoint = Path(str(ckpt_path))
+        checkpoint, device, folder = Path(str(ckpt_path)), self.trainer.strategy.root_device, out or self.run.figures
         state = read_checkpoint(checkpoint, "--ckpt_path")["state_dict"]
         self.model.check_weights(state)
         self.model.load_state_dict(state)
-        device, shown = self.trainer.strategy.root_device, out or self.run.figures
-        explain(self.model, self.datamodule, device, self.run, checkpoint, shown, images, count)
+        model, data = self.model.eval().requires_grad_(False).to(device), self.datamodule
+        data.prepare_data()
+        data.setup("fit")
+        draw_layers(model, data, device, folder / "layers.png")
+        if images is None:
+            source, index = _telling(data, self.run, count)
+        else:
+            source = _files(data, images)
+            index = np.arange(min(count, len(source)))
+        pictures = class_maps(model, data, source, index, device, temperature(self.run, checkpoint))
+        if pictures is None:
+            print("where it sees a class: a network without feature maps cannot tell")
+        else:
+            save(image_grid(pictures[0].numpy(), pictures[1], columns=6), folder / "grad_cam.png")
+            print(f"where it sees a class in {len(index)} images: {folder / 'grad_cam.png'}")
         if out is None:
             write_report(self.run)
 
@@ -66,52 +75,15 @@ class Explain(LightningVerb):
 main = Explain.main
 
 
-def explain(
-    model: Classifier,
-    data: ImageDataModule,
-    device: torch.device,
-    run: RunFolder,
-    checkpoint: Path,
-    out: Path,
-    images: str | None = None,
-    count: int = 16,
-) -> None:
-    """Draw what the layers of a trained model respond to, and where it sees a class.
-
-    Images are those of the validation part, without one those of the training part.
-
-    Args:
-        model: With its weights.
-        data: The run's data.
-        device: Where it is computed.
-        run: The run's folder, which says where the model was wrong.
-        checkpoint: Where the weights come from.
-        out: Folder for the pictures.
-        images: A file, a folder or a pattern of images to explain. Default: the most confident mistakes of the test,
-            or of validation, and some that are right.
-        count: How many of them at most.
-    """
-    data.prepare_data()
-    data.setup("fit")
+def draw_layers(model: Classifier, data: ImageDataModule, device: torch.device, path: Path) -> None:
+    """Draw what layers respond to among the images of the validation part, without one of the training part."""
     source, index = _own_images(data)
     image = source.images(index[:IMAGES].tolist(), data.resize_crop("val"))
-    model.eval().requires_grad_(False).to(device)
     names = list(dict.fromkeys(last_module(stage) for stage in model.backbone.stages()))
     names = [names[round(k * (len(names) - 1) / (LAYERS - 1))] for k in range(LAYERS)] if len(names) > LAYERS else names
     layers = strongest_patches(model.backbone, names, data.normalize(image).to(device), CHANNELS, PATCHES)
-    save(layers_figure(layers, image), out / "layers.png")
-    print(f"what {len(layers)} layers respond to: {out / 'layers.png'}")
-    if images is None:
-        source, index = _telling(data, run, count)
-    else:
-        source, index = _files(data, images), np.arange(count)
-        index = index[: len(source)]
-    pictures = class_maps(model, data, source, index, device, temperature(run, checkpoint))
-    if pictures is None:
-        print("where it sees a class: a network without feature maps cannot tell")
-    else:
-        save(image_grid(pictures[0].numpy(), pictures[1], columns=6), out / "grad_cam.png")
-        print(f"where it sees a class in {len(index)} images: {out / 'grad_cam.png'}")
+    save(layers_figure(layers, image), path)
+    print(f"what {len(layers)} layers respond to: {path}")
 
 
 def _files(data: ImageDataModule, images: str) -> Source:
@@ -225,10 +197,9 @@ def layers_figure(layers: dict[str, list[list[Patch]]], image: Tensor) -> Figure
         image: The images (N, C, H, W) uint8 to which it refers.
     """
     side = 2  # patches of one channel lie in a square
-    figure = Figure(figsize=(1.05 * CHANNELS + 1.2, 1.12 * len(layers)), dpi=110)
-    grid = figure.add_gridspec(
-        len(layers), CHANNELS, left=1.2 / (1.05 * CHANNELS + 1.2), right=0.99, top=0.99, bottom=0.01, hspace=0.08
-    )
+    width = 1.05 * CHANNELS + 1.2  # inches
+    figure = Figure(figsize=(width, 1.12 * len(layers)), dpi=110)
+    grid = figure.add_gridspec(len(layers), CHANNELS, left=1.2 / width, right=0.99, top=0.99, bottom=0.01, hspace=0.08)
     for row, (name, channels) in enumerate(layers.items()):
         for column, patches in enumerate(channels):
             cell = grid[row, column].subgridspec(side, side, wspace=0.04, hspace=0.04)

@@ -23,9 +23,7 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m imgcls export", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--run", required=True, metavar="RUN_DIR", help="the folder of a trained run")
     parser.add_argument("--format", default="onnx", choices=FORMATS, help="default: onnx")
-    parser.add_argument(
-        "--out", type=Path, help="the file; default: model.onnx (.pt2, .safetensors) in the run's folder"
-    )
+    parser.add_argument("--out", type=Path, help="default: model.onnx (.pt2, .safetensors) in the run's folder")
     parser.add_argument("--card", type=Path, help="the model card, Markdown; default: the file with the suffix .md")
     parser.add_argument("--images", metavar="FOLDER", help="check on these, where the run's data is not at hand")
     parser.add_argument("--count", type=int, default=64, help="images to check on; default: 64")

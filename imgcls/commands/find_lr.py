@@ -2,11 +2,14 @@
 
 import copy
 import math
-from itertools import count
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from imgcls.classifier import Classifier
 from imgcls.cli.lightning import LightningVerb
@@ -73,10 +76,7 @@ def find_lr(
     optimizer = model.build_optimizer()
     share = [group["lr"] / model.lr for group in optimizer.param_groups]
     rates, losses, average = [], [], 0.0
-    loader = data.train_dataloader()
-    batches = (batch for epoch in count() for batch in _epoch(loader, epoch))
-    for step in range(steps):
-        batch = next(batches)
+    for step, batch in enumerate(islice(_batches(data.train_dataloader()), steps)):
         rate = smallest * (largest / smallest) ** (step / (steps - 1))
         for group, factor in zip(optimizer.param_groups, share, strict=True):
             group["lr"] = rate * factor
@@ -110,9 +110,11 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     return rates[min(slope, key=slope.__getitem__)]
 
 
-def _epoch(loader: torch.utils.data.DataLoader, epoch: int):  # type: ignore[no-untyped-def]
-    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    yield from loader
+def _batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    """Training batches of one epoch after another, without end."""
+    for epoch in count():
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield from loader
 
 
 def _figure(rates: list[float], losses: list[float], best: float) -> Figure:

@@ -59,7 +59,7 @@ class Pack(LightningVerb):
         self.datamodule.trainer = self.trainer
         facts = pack(self.datamodule, out, shard_mb, size)
         for name, part in facts["parts"].items():
-            size_mb = sum(size for _, size in part["shards"]) / 1e6
+            size_mb = sum(size for _, size in part["shards"]) / MB
             print(f"{name}: {part['images']} images, {len(part['shards'])} shards, {size_mb:.1f} MB")
         print(f"pack: {out}" + (f", without {facts['skipped']}: {out}/skipped.csv" if facts["skipped"] else ""))
 
@@ -194,9 +194,7 @@ def _encoded(source: Source, number: int, size: int | None, value_range: ValueRa
         upright = ImageOps.exif_transpose(eight_bits(image, value_range))
         gray = upright.mode == "1" or upright.mode[0] in "LIF" and not upright.has_transparency_data
         upright = to_channels(upright, 1 if gray else 3)
-        smaller = upright.resize(
-            (round(upright.width * scale), round(upright.height * scale)), Image.Resampling.BICUBIC
-        )
+        smaller = upright.resize([round(side * scale) for side in upright.size], Image.Resampling.BICUBIC)
     file = io.BytesIO()
     smaller.save(file, "JPEG", quality=95)
     return file.getvalue()

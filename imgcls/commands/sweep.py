@@ -15,7 +15,7 @@ import yaml
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.processes import last_line, start_run
-from imgcls.runs.record import read_metrics
+from imgcls.runs.record import points, read_metrics
 from imgcls.science.sweep_file import Space, Sweep, as_word, decode, encode, read_sweep
 from imgcls.system.files import write_atomic
 
@@ -129,7 +129,7 @@ class _Work:
         try:
             while True:
                 ended = child.poll() is not None
-                values = self._values(run)
+                values = [value for _, value in points(read_metrics(run), self.sweep.metric)]
                 for epoch in range(reported, len(values)):
                     trial.report(values[epoch], epoch + 1)
                 if len(values) > reported and not ended and trial.should_prune():
@@ -160,25 +160,18 @@ class _Work:
             self.stop.set()
         raise TrialFailed(reason)
 
-    def _values(self, run: RunFolder) -> list[float]:
-        split, _, name = self.sweep.metric.partition("/")
-        return [float(row[name]) for row in read_metrics(run) if row["split"] == split and row.get(name)]
-
     def report(self) -> int:
         """Print the trials and what mattered, and write best.yaml.
 
         Returns:
             The exit code.
         """
-        complete = optuna.trial.TrialState.COMPLETE
-        trials = [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and t.value is not None]
-        done = [t for t in trials if t.state == complete]
+        state = optuna.trial.TrialState
+        done, stopped = (self.study.get_trials(deepcopy=False, states=[s]) for s in (state.COMPLETE, state.PRUNED))
         if not done:
             raise UserError(f"sweep: no trial has finished{': ' + self.failures[-1] if self.failures else ''}")
-        sign = -1 if self.sweep.maximize else 1
-        stopped = sum(t.state == optuna.trial.TrialState.PRUNED for t in self.study.get_trials(deepcopy=False))
-        print(f"\n{len(done)} trials finished, {stopped} stopped early; by {self.sweep.metric}:")
-        for trial in sorted(done, key=lambda t: sign * t.value)[:10]:  # type: ignore[operator]
+        print(f"\n{len(done)} trials finished, {len(stopped)} stopped early; by {self.sweep.metric}:")
+        for trial in sorted(done, key=lambda t: t.value, reverse=self.sweep.maximize)[:10]:  # type: ignore[arg-type, return-value]
             words = " ".join(as_word(name, decode(value)) for name, value in trial.params.items())
             print(f"  {trial.value:.4f}  {trial.user_attrs['run']}  {words}")
         self._print_importance(done)

@@ -1,11 +1,11 @@
 """The answer to a question, from its runs alone: a figure, and a section of Markdown."""
 
-import math
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -14,7 +14,7 @@ from imgcls.science.comparison import compare
 from imgcls.science.groups import Group
 from imgcls.science.power_law import PowerLaw, fit_power_law
 from imgcls.science.question import Claim, Question, judge
-from imgcls.science.statistics import Estimate, mean_over_seeds
+from imgcls.science.statistics import Estimate, mean_over_seeds, p_value_text
 from imgcls.system.files import read_json
 
 Lines = dict[str, list[tuple[float, Group]]]
@@ -29,11 +29,10 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
         figure: The .png file to write.
         link: How the Markdown names that file.
     """
-    lines, others = by_number(groups)
+    lines, _ = by_number(groups)
     law = _law(question, lines)
-    drawn = draw(question, groups, law)
     figure.parent.mkdir(parents=True, exist_ok=True)
-    drawn.savefig(figure, metadata={"Software": None})
+    draw(question, groups, law).savefig(figure, metadata={"Software": None})
     claims = judge(question, groups)
     seeds = sorted({str(run.seed) for group in groups for run in group.runs})
     minutes = sum(run.metrics.get("fit/seconds") or 0 for group in groups for run in group.runs) / 60
@@ -42,15 +41,12 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
         f"`python -m imgcls experiment experiments/{question.name}`: {len(groups)} arms, seeds {', '.join(seeds)}, "
         f"{minutes:.0f} minutes of training in all.",
         f"![{question.name}]({link})",
+        _claims(claims) if claims else "",
+        _law_in_words(law, max(x for line in lines.values() for x, _ in line)) if law else "",
+        _layers(question, groups, figure, link) if question.layers else "",
+        _table(question, groups),
     ]
-    if claims:
-        parts.append(_claims(claims))
-    if law is not None:
-        parts.append(_law_in_words(law, max(x for line in lines.values() for x, _ in line)))
-    if question.layers:
-        parts.append(_layers(question, groups, figure, link))
-    parts.append(_table(question, groups))
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def by_number(groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
@@ -95,9 +91,9 @@ def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> No
         _error_bars(axes, [x for x, _ in known], [e for _, e in known], label=name, linestyle="-")
     for group in others:
         if scores := group.scores(metric):
-            axes.axhline(mean_over_seeds(scores).value, linestyle="--", linewidth=1, color="#8a8f98")
-            axes.text(0.98, mean_over_seeds(scores).value, group.name, transform=axes.get_yaxis_transform(),
-                      ha="right", va="bottom", fontsize=8, parse_math=False)  # fmt: skip
+            mean, side = mean_over_seeds(scores).value, axes.get_yaxis_transform()
+            axes.axhline(mean, linestyle="--", linewidth=1, color="#8a8f98")
+            axes.text(0.98, mean, group.name, transform=side, ha="right", va="bottom", fontsize=8, parse_math=False)
 
 
 def _points(axes: Axes, groups: Sequence[Group], metric: str) -> None:
@@ -110,8 +106,7 @@ def _points(axes: Axes, groups: Sequence[Group], metric: str) -> None:
 
 def _error_bars(axes: Axes, x: list[float] | list[int], estimates: list[Estimate], **style: str) -> None:
     values = [e.value for e in estimates]
-    error = [[0 if math.isnan(e.low) else e.value - e.low for e in estimates],
-             [0 if math.isnan(e.high) else e.high - e.value for e in estimates]]  # fmt: skip
+    error = np.nan_to_num([(e.value - e.low, e.high - e.value) for e in estimates]).reshape(-1, 2).T
     axes.errorbar(x, values, yerr=error, marker="o", markersize=4, capsize=3, linewidth=1.2, **style)  # type: ignore[arg-type]
 
 
@@ -138,11 +133,10 @@ def _law(question: Question, lines: Lines) -> PowerLaw | None:
 
 
 def _law_in_words(law: PowerLaw, largest: float) -> str:
-    (low, high), (worse, better) = law.exponent_interval, law.doubled_interval
+    (low, high), doubled = law.exponent_interval, Estimate(law.doubled, *law.doubled_interval)
     return (
-        f"Error ≈ {law.scale:.3g} · n^−{law.exponent:.3f} + {law.floor:.3f}, exponent {low:.3f} to {high:.3f} "
-        f"(95 %). Continued to {2 * largest:,.0f} images it gives an accuracy of {law.doubled:.3f} [{worse:.3f}, "
-        f"{better:.3f}]; nothing was trained there."
+        f"Error ≈ {law.scale:.3g} · n^−{law.exponent:.3f} + {law.floor:.3f}, exponent {low:.3f} to {high:.3f} (95 %). "
+        f"Continued to {2 * largest:,.0f} images it gives an accuracy of {doubled:.3f}; nothing was trained there."
     )
 
 
@@ -151,7 +145,7 @@ def _claims(claims: Sequence[Claim]) -> str:
     for claim in claims:
         words = [claim.text, f"**{claim.verdict}**", "–", "–"]
         if claim.comparison is not None:
-            words[2:] = [_interval(claim.comparison.difference, "+"), _p_value(claim.adjusted_p)]
+            words[2:] = [f"{claim.comparison.difference:+.3f}", p_value_text(claim.adjusted_p, 3)]
         rows.append(f"| {' | '.join(words)} |")
     return "\n".join(rows)
 
@@ -175,16 +169,6 @@ def _table(question: Question, groups: Sequence[Group]) -> str:
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for group in groups:
         row = result.get(group.name, {})
-        means = [_interval(mean_over_seeds(s), "") if (s := group.scores(m)) else "–" for m in question.metrics]
+        means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
         rows.append(f"| {' | '.join([group.name, str(len(group.runs)), *means, row.get('verdict', 'baseline')])} |")
     return "\n".join(rows)
-
-
-def _interval(estimate: Estimate, sign: str) -> str:
-    if math.isnan(estimate.low):
-        return f"{estimate.value:{sign}.3f}"
-    return f"{estimate.value:{sign}.3f} [{estimate.low:{sign}.3f}, {estimate.high:{sign}.3f}]"
-
-
-def _p_value(value: float) -> str:
-    return "–" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -13,7 +13,7 @@ from imgcls.system.files import read_json
 
 
 def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
-    """Metadata of a run's exported model, each value a text; what is no text is JSON.
+    """Metadata of a run's exported model, each value a text; other values are written as JSON.
 
     Args:
         run: The run.

@@ -1,6 +1,5 @@
 """The page of a comparison, with everything inside it: nothing is requested from anywhere."""
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,10 +10,10 @@ from matplotlib import colormaps
 from PIL import Image
 
 from imgcls.pages.page import epoch_axes, svg, template, thumbnail
-from imgcls.runs.record import read_metrics
+from imgcls.runs.record import points, read_metrics
 from imgcls.science.comparison import disagreements, per_class, tested_on
 from imgcls.science.groups import Group
-from imgcls.system.files import write_atomic
+from imgcls.system.files import read_table, write_atomic
 
 CURVES = {"val/acc": "Validation accuracy", "val/loss": "Validation loss", "train/loss": "Training loss"}
 MANY_CLASSES = 20
@@ -65,23 +64,20 @@ def _color(place: int) -> str:
 
 def _curves(groups: Sequence[Group], key: str) -> str:
     """Mean over seeds with a band from the lowest to the highest, one line for each group; empty without data."""
-    split, _, name = key.partition("/")
     axes = epoch_axes(6.2, 3.6, ylabel=key)
     for place, group in enumerate(groups):
         by_epoch: dict[int, list[float]] = {}
         for run in group.runs:
-            rows = [row for row in read_metrics(run.folder) if row["split"] == split and row.get(name)]
-            for epoch, value in {int(row["epoch"]) + 1: float(row[name]) for row in rows}.items():  # each one's last
+            for epoch, value in dict(points(read_metrics(run.folder), key)).items():  # the last of each epoch
                 by_epoch.setdefault(epoch, []).append(value)
         if by_epoch:
             epochs = sorted(by_epoch)
             values = [by_epoch[e] for e in epochs]
             (line,) = axes.plot(epochs, [np.mean(v) for v in values], color=_color(place), marker="o", markersize=3)
-            band = axes.fill_between(
-                epochs, [min(v) for v in values], [max(v) for v in values], color=_color(place), alpha=0.18
-            )
+            low, high = list(map(min, values)), list(map(max, values))
+            band = axes.fill_between(epochs, low, high, color=_color(place), alpha=0.18)
             for drawn in (line, band):
-                drawn.set_gid(f"{split}-{name}-{place}-{type(drawn).__name__}")
+                drawn.set_gid(f"{key.replace('/', '-')}-{place}-{type(drawn).__name__}")
     return svg(axes)
 
 
@@ -90,8 +86,7 @@ def _named(group: Group, base: Group, name: str, picture: Picture | None) -> lis
     found, tested = disagreements(group, base, name), base.runs[0].tested(name)
     if not found or tested is None:
         return []
-    with open(tested.table, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))  # in the order of the logits
+    rows = read_table(tested.table)  # in the order of the logits
     for image in found:
         row = rows[image["position"]]
         image["path"], image["class"] = row["path"], row["label_name"]

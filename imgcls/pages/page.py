@@ -26,7 +26,12 @@ def thumbnail(image: Image.Image) -> str:
     small = image.resize([max(1, round(side * scale)) for side in image.size], way, reducing_gap=2.0)
     content = io.BytesIO()
     small.save(content, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue(), "jpeg")
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image file of a kind such as `png`, to stand inside a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def epoch_axes(width: float, height: float, **labels: str) -> Axes:

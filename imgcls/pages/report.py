@@ -1,12 +1,11 @@
 """One page that shows a run, with everything inside it: nothing is requested from anywhere."""
 
-import base64
 from pathlib import Path
 from typing import Any
 
-from imgcls.pages.page import epoch_axes, svg, template
+from imgcls.pages.page import data_uri, epoch_axes, svg, template
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import Row, read_metrics
+from imgcls.runs.record import Row, points, read_metrics
 from imgcls.system.files import read_json, write_atomic
 
 CURVES = {"loss": "Loss", "acc": "Accuracy"}
@@ -22,6 +21,7 @@ def write_report(run: RunFolder) -> None:
     metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
+    figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     page = template("report.html").render(
         name=f"{whose}/{run.path.name}",
         headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
@@ -31,7 +31,7 @@ def write_report(run: RunFolder) -> None:
         num_classes=len(classes),
         classes=sorted(classes, key=lambda row: row["f1"])[:CLASSES],
         number=lambda value: "–" if value is None else _number(value),
-        figures=[(_caption(p), _data_uri(p)) for p in sorted(run.figures.glob("*.png"), key=_place)],
+        figures=[(_caption(p), data_uri(p.read_bytes(), "png")) for p in figures],
         environment=_facts(read_json(run.environment)),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
@@ -53,16 +53,11 @@ def _curve(rows: list[Row], key: str, title: str) -> str:
     axes = epoch_axes(5.4, 3.2, title=title)
     for split, color in COLORS.items():
         # the last of an epoch with several validations
-        points = list({int(r["epoch"]) + 1: float(r[key]) for r in rows if r["split"] == split and r.get(key)}.items())
-        if points:
-            axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3, label=split)
+        if values := dict(points(rows, f"{split}/{key}")):
+            axes.plot(list(values), list(values.values()), color=color, marker="o", markersize=3, label=split)
     if axes.lines:
         axes.legend(frameon=False)
     return svg(axes)
-
-
-def _place(path: Path) -> tuple[bool, str]:
-    return path.stem in EXPLAINED, path.stem
 
 
 def _caption(path: Path) -> str:
@@ -72,18 +67,11 @@ def _caption(path: Path) -> str:
     return f"{name.replace('_', ' ').capitalize()} ({part})"
 
 
-def _data_uri(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
     """The record of the environment as lines of a table, one level deep."""
     facts = []
     for key, value in record.items():
-        if isinstance(value, dict):
-            facts += [
-                (f"{key}: {k}", ", ".join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in value.items()
-            ]
-        else:
-            facts.append((key, " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+        inner = {f"{key}: {k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        between = ", " if isinstance(value, dict) else " "  # a list of words is the command
+        facts += [(k, between.join(map(str, v)) if isinstance(v, list) else str(v)) for k, v in inner.items()]
     return facts

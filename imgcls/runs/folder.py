@@ -68,10 +68,9 @@ class RunFolder:
         return folder
 
     def evaluations(self) -> list["RunFolder"]:
-        """Those that there are, by name."""
-        return [
-            self.evaluation_on(path.parent.name) for path in sorted(self.path.glob(f"{EVALUATIONS}/*/metrics.json"))
-        ]
+        """The evaluations on other labelled sets, by name."""
+        names = sorted(path.parent.name for path in self.path.glob(f"{EVALUATIONS}/*/metrics.json"))
+        return [self.evaluation_on(name) for name in names]
 
     def read_config(self) -> dict[str, Any]:
         """What config.yaml holds: `data`, `model`, `trainer` and further settings, as this version takes them."""

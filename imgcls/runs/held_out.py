@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from imgcls.errors import UserError, near, one_line
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.run import Run
+from imgcls.system.files import read_table
 
 Table = tuple[list[str], np.ndarray]  # names of M images, their probabilities (M, K)
 
@@ -32,10 +34,8 @@ def held_out(
     """
     row = {name: k for k, name in enumerate(names)}
     total, count = np.zeros((len(names), len(class_names))), np.zeros(len(names))
-    for of, probability in [
-        *(t for run in runs for t in _of_run(run, class_names)),
-        *(_of_file(f, class_names) for f in files),
-    ]:
+    of_runs = chain.from_iterable(_of_run(run, class_names) for run in runs)
+    for of, probability in chain(of_runs, (_of_file(file, class_names) for file in files)):
         place = np.array([row.get(name, -1) for name in of], dtype=np.int64)
         np.add.at(total, place[place >= 0], probability[place >= 0])
         np.add.at(count, place[place >= 0], 1)
@@ -47,7 +47,7 @@ def held_out(
 
 
 def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
-    """Validation and test images, those there are."""
+    """Validation and test images, as far as the run has predictions for them."""
     known: list[str] = run.environment.get("data", {}).get("class_names", [])
     if sorted(known) != sorted(class_names):
         other = min(set(known) ^ set(class_names), default="")
@@ -73,9 +73,8 @@ def _of_file(path: Path, class_names: Sequence[str]) -> Table:
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"--predictions {path}: cannot be read ({' '.join(str(error).split())})") from error
     probability = np.array([values for _, values in rows]).reshape(-1, len(class_names))
-    if not (
-        np.isfinite(probability).all() and (probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=0.01)
-    ):
+    # NaN fails both
+    if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=0.01)):
         raise UserError(f"--predictions {path}: its rows are no probabilities, from 0 up and 1 in all")
     return [name for name, _ in rows], probability
 
@@ -83,8 +82,7 @@ def _of_file(path: Path, class_names: Sequence[str]) -> Table:
 def _read(path: Path) -> Table:
     """Names and probabilities (M, K) of a table of predictions and the logits beside it."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            names = [row["path"] for row in csv.DictReader(file)]
+        names = [row["path"] for row in read_table(path)]
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({one_line(error)}); validate or test the run again") from error
     probability = read_predictions(path.with_suffix(".npz")).probability

@@ -1,7 +1,6 @@
 """The table of `predict`: it grows while images are predicted, and a stopped one is taken up again."""
 
 import csv
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ import numpy as np
 
 from imgcls.errors import UserError
 from imgcls.runs.predictions import probabilities
-from imgcls.system.files import read_json, write_json
+from imgcls.system.files import csv_text, read_json, write_json
 
 SKIPPED = ("path", "reason")
 
@@ -84,22 +83,22 @@ class PredictionFile:
         Raises:
             UserError: The disk is full, or the file cannot be written for another reason.
         """
-        rows, skipped = io.StringIO(), io.StringIO()
-        writer, of_skipped = (csv.writer(text, lineterminator="\n") for text in (rows, skipped))
+        rows: list[Sequence[str]] = []
+        skipped: list[Sequence[str]] = []
         for number, values in zip(position, probabilities(logits), strict=True):
             if number < self.done:
                 continue
             self.done = number + 1
             if number in broken:
-                of_skipped.writerow((self.names[number], broken[number]))
+                skipped.append((self.names[number], broken[number]))
                 self.num_skipped += 1
                 continue
             best = int(values.argmax())
             numbers = (self._number % (values[best], *values.tolist())).split(",")
-            writer.writerow((self.names[number], self.class_names[best], *numbers))
+            rows.append((self.names[number], self.class_names[best], *numbers))
         with self._told():
-            self._append(self.skipped, SKIPPED, skipped.getvalue())
-            self._append(self.path, self._header, rows.getvalue())
+            self._append(self.skipped, SKIPPED, csv_text(skipped))
+            self._append(self.path, self._header, csv_text(rows))
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """The position and the fields of each row."""
@@ -172,15 +171,9 @@ class PredictionFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._files[path] = open(path, "ab")
             if self._files[path].tell() == 0:
-                text = _line(header) + text
+                text = csv_text([header]) + text
         self._files[path].write(text.encode())
         self._files[path].flush()
-
-
-def _line(fields: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(fields)
-    return text.getvalue()
 
 
 def _records(path: Path, header: Sequence[str]) -> Iterator[tuple[list[str], int]]:
@@ -188,7 +181,7 @@ def _records(path: Path, header: Sequence[str]) -> Iterator[tuple[list[str], int
     if not path.is_file():
         return
     with open(path, "rb") as file:
-        start = _line(header).encode()
+        start = csv_text([header]).encode()
         if file.read(len(start)) != start:
             return
         lines = (line.decode(errors="replace") for line in file if line.endswith(b"\n"))

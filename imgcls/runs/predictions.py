@@ -1,6 +1,5 @@
 """What a run predicted for the images of a part: a table for people, and the logits beside it."""
 
-import csv
 import io
 import zlib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import scipy
 
 from imgcls.errors import UserError, one_line
-from imgcls.system.files import write_atomic
+from imgcls.system.files import write_atomic, write_table
 
 
 def write_predictions(
@@ -35,15 +34,11 @@ def write_predictions(
         class_names: Name of each class.
     """
     probability = probabilities(logits)
-    prediction = probability.argmax(1)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["index", "path", "label", "prediction", "confidence", "label_name", "prediction_name"])
-    for i, y, p, q in zip(
-        index.tolist(), label.tolist(), prediction.tolist(), probability.max(1).tolist(), strict=True
-    ):
-        writer.writerow([i, names[i], y, p, f"{q:.6f}", class_names[y], class_names[p]])
-    write_atomic(path, text.getvalue())
+    header = ("index", "path", "label", "prediction", "confidence", "label_name", "prediction_name")
+    columns = (values.tolist() for values in (index, label, probability.argmax(1), probability.max(1)))
+    numbers = zip(*columns, strict=True)
+    rows = ([i, names[i], y, p, f"{q:.6f}", class_names[y], class_names[p]] for i, y, p, q in numbers)
+    write_table(path, header, rows)
     content = io.BytesIO()
     np.savez_compressed(content, logits=logits, label=label, index=index)
     write_atomic(path.with_suffix(".npz"), content.getvalue())

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from imgcls.system.resources import cores
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -19,8 +21,7 @@ def start_run(words: Sequence[str], log: Path, at_once: int = 1) -> subprocess.P
         log: The file.
         at_once: How many such runs share the cores.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // at_once)), **os.environ}
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // at_once)), **os.environ}
     environment.pop("IMGCLS_RUN_DIR", None)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as file:

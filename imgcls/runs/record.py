@@ -1,15 +1,13 @@
 """What a run writes about itself: metrics, predictions, environment."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from imgcls.runs.folder import RunFolder
-from imgcls.system.files import read_json, write_atomic, write_json
+from imgcls.system.files import read_json, read_table, write_json, write_table
 
-PACKAGES = "imgcls torch torchvision lightning torchmetrics kornia timm jsonargparse wandb numpy pillow".split()
 LEADING = ["epoch", "step", "split", "loss", "acc"]
 
 Row = dict[str, str]
@@ -17,10 +15,7 @@ Row = dict[str, str]
 
 def read_metrics(run: RunFolder) -> list[Row]:
     """Rows of metrics.csv: one per epoch and split, with `epoch`, `step`, `split` and the metrics' names."""
-    if not run.metrics_csv.is_file():
-        return []
-    with open(run.metrics_csv, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return read_table(run.metrics_csv) if run.metrics_csv.is_file() else []
 
 
 def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: int) -> None:
@@ -36,14 +31,14 @@ def add_metrics(run: RunFolder, metrics: Mapping[str, float], epoch: int, step: 
     first = {split: (epoch, 0 if split == "train" else step) for split in splits}
     rows = [r for r in rows if r["split"] not in splits or (int(r["epoch"]), int(r["step"])) < first[r["split"]]]
     rows += splits.values()
-    names = dict.fromkeys(LEADING)
-    for row in rows:
-        names |= dict.fromkeys(row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(run.metrics_csv, text.getvalue())
+    names = list(dict.fromkeys([*LEADING, *chain.from_iterable(rows)]))
+    write_table(run.metrics_csv, names, ([row.get(name, "") for name in names] for row in rows))
+
+
+def points(rows: Iterable[Row], key: str) -> list[tuple[int, float]]:
+    """Epoch, from 1, and value of each row of metrics.csv that has the metric `split/name`."""
+    split, _, name = key.partition("/")
+    return [(int(row["epoch"]) + 1, float(row[name])) for row in rows if row["split"] == split and row.get(name)]
 
 
 def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
@@ -55,7 +50,7 @@ def best_row(rows: Sequence[Row], monitor: str, mode: str) -> Row | None:
 
 
 def add_summary(run: RunFolder, values: Mapping[str, float | int | None], instead_of: str | None = None) -> None:
-    """Merge values into metrics.json, where `instead_of` begins the names of those that they replace all together."""
+    """Merge values into metrics.json; earlier values whose names begin with `instead_of` are removed."""
     kept = {k: v for k, v in read_json(run.metrics_json).items() if instead_of is None or not k.startswith(instead_of)}
     write_json(run.metrics_json, kept | dict(values))
 
@@ -71,13 +66,11 @@ def write_skipped(path: Path, parts: Iterable[str], skipped: Iterable[Sequence[s
     Returns:
         The number of rows in the file.
     """
-    header, rows = ["part", "name", "reason"], [list(row) for row in skipped]
+    rows = [list(row) for row in skipped]
     if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows += [row for row in csv.reader(file) if row != header and row[0] not in parts and row not in rows]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *sorted(rows)])
-    write_atomic(path, text.getvalue())
+        earlier = [list(row.values()) for row in read_table(path)]
+        rows += [row for row in earlier if row[0] not in parts and row not in rows]
+    write_table(path, ("part", "name", "reason"), sorted(rows))
     return len(rows)
 
 

@@ -44,17 +44,15 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
         for group, pair in zip(others, pairs, strict=True)
     ]
-    adjusted = holm([c.p_value for c in found])
+    judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
     rows = []
     for number, group in enumerate(scored):
         row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
         row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
         row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_over_seeds(row["scores"]))}
         if group is not base:
-            place = others.index(group)
-            comparison = found[place]
-            row |= asdict(comparison) | {"adjusted_p": adjusted[place]}
-            row["verdict"] = verdict(comparison, adjusted[place], higher)
+            comparison, adjusted = next(judged)
+            row |= asdict(comparison) | {"adjusted_p": adjusted, "verdict": verdict(comparison, adjusted, higher)}
         rows.append(row)
     notes = _notes(groups, scored, metric)
     if tested and None in pairs:
@@ -100,15 +98,15 @@ def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[st
 def _find(groups: Sequence[Group], wanted: str | None) -> int:
     if wanted is None:
         return 0
-    names = [group.name for group in groups]
     if wanted.isdecimal() and int(wanted) < len(groups):
         return int(wanted)
-    exact = [k for k, name in enumerate(names) if name == wanted]
-    folders = [k for k, g in enumerate(groups) if any(wanted in run.folder.path.parts for run in g.runs)]
-    for matches in (exact, [k for k, name in enumerate(names) if wanted in name], folders):
+    exact = [k for k, group in enumerate(groups) if group.name == wanted]
+    parts = [k for k, group in enumerate(groups) if wanted in group.name]
+    folders = [k for k, group in enumerate(groups) if any(wanted in run.folder.path.parts for run in group.runs)]
+    for matches in (exact, parts, folders):
         if len(matches) == 1:
             return matches[0]
-    listing = "; ".join(f"{k}: {name}" for k, name in enumerate(names))
+    listing = "; ".join(f"{k}: {group.name}" for k, group in enumerate(groups))
     raise UserError(f"--baseline {wanted!r}: names no group, or several; give a number or a name of {listing}")
 
 
@@ -132,11 +130,9 @@ def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> lis
     for group in groups:
         without = [str(run.folder.path) for run in group.runs if run.metrics.get(metric) is None]
         if without:
-            notes.append(
-                f"left out, as they have no {metric} (unfinished, failed, or not tested): {', '.join(without)}"
-            )
-        seeds = [run.seed for run in group.runs]
-        if len(set(map(str, seeds))) < len(seeds):
+            why = "(unfinished, failed, or not tested)"
+            notes.append(f"left out, as they have no {metric} {why}: {', '.join(without)}")
+        if len({str(run.seed) for run in group.runs}) < len(group.runs):
             notes.append(f"{group.name}: the same seed comes more than once; equal runs are not independent evidence")
     single = [group.name for group in scored if len(group.scores(metric)) == 1]
     if single and len(scored) > 1:

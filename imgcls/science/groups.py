@@ -8,19 +8,11 @@ from typing import Any
 from imgcls.runs.run import Run, Settings
 
 SEEDS = ("seed_everything", "data.init_args.seed")
-# where and how fast a run was, and what it left, not what it was
-INCIDENTAL: tuple[str, ...] = ("trainer.logger", "trainer.default_root_dir", "trainer.enable_", "checkpoint.")
-INCIDENTAL += (
-    "model.init_args.channels_last",
-    "model.init_args.compile",
-    "last_checkpoint.",
-    "nonfinite.",
-    "data.init_args.num_workers",
-    "data.init_args.cache",
-    "experiment",
-    "test_after_fit",
-    "robustness",
-    "calibrate",
+# prefixes of settings that say where and how fast a run was computed and what it wrote, not what was computed
+INCIDENTAL = tuple(
+    "trainer.logger trainer.default_root_dir trainer.enable_ checkpoint. last_checkpoint. nonfinite. experiment "
+    "model.init_args.channels_last model.init_args.compile data.init_args.num_workers data.init_args.cache "
+    "test_after_fit robustness calibrate".split()
 )
 
 

@@ -39,8 +39,8 @@ def fit_power_law(images: Sequence[float], scores: Sequence[Sequence[float]], se
 
     Least squares on the logarithm of the error, so that small errors count as much as large ones. The intervals come
     from a bootstrap of the residuals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 9.4),
-    enlarged for the three fitted parameters: they hold the luck of the seeds and what the law does not describe.
-    Of planted laws with seven sizes and three seeds they held nine in ten.
+    enlarged for the three fitted parameters: they cover the spread of the seeds and what the law does not describe.
+    For planted laws with seven sizes and three seeds they held the true value nine times in ten.
 
     Args:
         images: Number of training images of each size, (N,).

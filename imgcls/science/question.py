@@ -13,13 +13,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
 from imgcls.science.comparison import shared_images, tested_on
 from imgcls.science.groups import Group, group_runs
-from imgcls.science.statistics import (
-    Comparison,
-    compare_images,
-    compare_pairs,
-    compare_scores,
-    holm,
-)
+from imgcls.science.statistics import Comparison, compare_images, compare_pairs, compare_scores, holm
 
 KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a table"}
 SIDE = r"([^\s:]+)(?::(\S+))?"
@@ -69,9 +63,8 @@ class Question:
         """Config of each arm by its name: the baseline, then the others, numbers in order."""
         paths = {path.stem: path for path in self.folder.glob("*.yaml")}
         numbered = self.baseline.rpartition("-")[2].isdigit()
-        return dict(
-            sorted(paths.items(), key=lambda item: (item[0] != self.baseline and not numbered, _natural(item[0])))
-        )
+        names = sorted(paths, key=lambda name: (name != self.baseline and not numbered, _natural(name)))
+        return {name: paths[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -103,9 +96,7 @@ class Claim:
         if self.comparison is None:
             return "cannot tell: runs are missing"
         difference = self.comparison.difference
-        if math.isnan(difference.low):
-            return f"{self.verdict} ({difference.value:+.3f}; one seed)"
-        return f"{self.verdict} ({difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+        return f"{self.verdict} ({difference:+.3f}{'; one seed' if math.isnan(difference.low) else ''})"
 
 
 def read_question(folder: Path) -> Question:
@@ -132,10 +123,9 @@ def read_question(folder: Path) -> Question:
     question = Question(folder, **{"question": folder.name, **content, "metric": metrics[0], "metrics": metrics})
     if not question.arms:
         raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
-    if question.baseline not in question.arms:
-        raise UserError(f"{path}: baseline {question.baseline!r} is not one of the arms {', '.join(question.arms)}")
-    if question.layers and question.layers not in question.arms:
-        raise UserError(f"{path}: layers {question.layers!r} is not one of the arms {', '.join(question.arms)}")
+    for key, arm in (("baseline", question.baseline), ("layers", question.layers or question.baseline)):
+        if arm not in question.arms:
+            raise UserError(f"{path}: {key} {arm!r} is not one of the arms {', '.join(question.arms)}")
     if question.xscale not in ("linear", "log"):
         raise UserError(f"{path}: xscale: {question.xscale!r} is not linear or log")
     if question.fit not in ("", "power law"):
@@ -166,11 +156,8 @@ def judge(question: Question, groups: Sequence[Group]) -> list[Claim]:
     found = []
     for claim in question.claims.values():
         (left, left_metric), (right, right_metric) = _sides(question.folder, claim)
-        found.append(
-            _compare(
-                by_name.get(left), left_metric or question.metric, by_name.get(right), right_metric or question.metric
-            )
-        )
+        ours, theirs = by_name.get(left), by_name.get(right)
+        found.append(_compare(ours, left_metric or question.metric, theirs, right_metric or question.metric))
     adjusted = holm([c.p_value if c else math.nan for c in found])
     return [
         Claim(text, expected, comparison, p)

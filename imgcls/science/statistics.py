@@ -21,6 +21,11 @@ class Estimate:
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """`0.912 [0.903, 0.921]` with the numbers in a form such as `.3f`; no interval where there is none."""
+        value, low, high = ("–" if math.isnan(v) else format(v, form) for v in (self.value, self.low, self.high))
+        return value if math.isnan(self.low) else f"{value} [{low}, {high}]"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,12 +73,8 @@ def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparis
     mean = mean_over_seeds(differences)
     if len(differences) < 2:
         return Comparison(mean, math.nan, "one seed: no test", False)
-    return _student(
-        mean.value,
-        float(np.var(differences, ddof=1)) / len(differences),
-        len(differences) - 1,
-        "paired t-test over seeds",
-    )
+    variance = float(np.var(differences, ddof=1)) / len(differences)
+    return _student(mean.value, variance, len(differences) - 1, "paired t-test over seeds")
 
 
 def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
@@ -138,6 +139,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(tested) - rank) * p_values[k]))
         adjusted[k] = largest
     return adjusted
+
+
+def p_value_text(value: float, digits: int) -> str:
+    """A p-value with so many decimals, `<0.001` below the least of them, a dash for nan."""
+    least = 10**-digits
+    return "–" if math.isnan(value) else f"<{least:.{digits}f}" if value < least else f"{value:.{digits}f}"
 
 
 def verdict(comparison: Comparison, adjusted_p: float, higher_is_better: bool = True) -> str:

@@ -9,19 +9,7 @@ from typing import Any
 from imgcls.errors import UserError, near
 from imgcls.system.files import read_yaml
 
-KEYS = (
-    "program",
-    "method",
-    "metric",
-    "parameters",
-    "command",
-    "early_terminate",
-    "name",
-    "description",
-    "project",
-    "entity",
-    "run_cap",
-)
+KEYS = "program method metric parameters command early_terminate name description project entity run_cap".split()
 METHODS = ("grid", "random", "bayes")
 RANGES = ("int_uniform", "uniform", "q_uniform", "log_uniform", "log_uniform_values", "q_log_uniform_values")
 
@@ -146,7 +134,7 @@ def read_space(where: str, given: Any) -> Space:
     if log and low <= 0:
         raise UserError(f"{where}: min {low!r} is not above 0, as {kind} needs")
     step = given.get("q", 1) if kind == "q_uniform" else None
-    return Space(None, low, high, step, log, integer=kind == "int_uniform" or kind == "q_log_uniform_values")
+    return Space(None, low, high, step, log, integer=kind in ("int_uniform", "q_log_uniform_values"))
 
 
 def encode(value: Any) -> Any:
@@ -182,12 +170,11 @@ def _hyperband(path: Path, given: Any) -> dict[str, Any] | None:
     if not given:
         return None
     if not isinstance(given, dict) or given.get("type") != "hyperband":
-        raise UserError(f"{path}: early_terminate: type {given.get('type') if isinstance(given, dict) else given!r} "
-                        "is not hyperband")  # fmt: skip
-    factor, most = given.get("eta", 3), given.get("max_iter")
-    if "min_iter" in given:
-        return {"min_resource": given["min_iter"], "max_resource": most or "auto", "reduction_factor": factor}
-    if most is None:
-        raise UserError(f"{path}: early_terminate: give min_iter or max_iter, in epochs")
-    least = max(1, round(most / factor ** given.get("s", 1)))
-    return {"min_resource": least, "max_resource": most, "reduction_factor": factor}
+        kind = given.get("type") if isinstance(given, dict) else given
+        raise UserError(f"{path}: early_terminate: type {kind!r} is not hyperband")
+    factor, least, most = given.get("eta", 3), given.get("min_iter"), given.get("max_iter")
+    if "min_iter" not in given:
+        if most is None:
+            raise UserError(f"{path}: early_terminate: give min_iter or max_iter, in epochs")
+        least = max(1, round(most / factor ** given.get("s", 1)))
+    return {"min_resource": least, "max_resource": most or "auto", "reduction_factor": factor}
