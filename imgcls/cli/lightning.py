@@ -94,10 +94,7 @@ class LightningVerb(LightningCLI, ABC):
             trainer_class=Trainer,
             parser_class=HelpParser,
             trainer_defaults={
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.WandbLogger",
-                    "init_args": {"project": "imgcls"},
-                },
+                "logger": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "imgcls"}},
                 # our samplers shard: none repeated in evaluation, position kept in training
                 "use_distributed_sampler": False,
             },

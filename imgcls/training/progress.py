@@ -93,11 +93,7 @@ class Bar(ProgressBar):
                 TextColumn("{task.fields[left]}"),
             )
             self.progress = Progress(
-                *columns,
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stderr=sys.stderr.isatty(),
+                *columns, console=self.console, auto_refresh=False, transient=True, redirect_stderr=sys.stderr.isatty()
             )
             self.progress.add_task(shown, total=total if math.isfinite(total) else None, completed=done, left="")
             self.since, self.done_before, self.pace = time.monotonic(), done, 0.0

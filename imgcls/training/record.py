@@ -104,12 +104,7 @@ class RunRecord(Callback):
         if self.kept is not None:
             self.kept.setTarget(LogFile(self.run.log))
         sizes = {part: len(index) for part, (_, index) in data.parts.items()}
-        record = {
-            "class": type(data).__name__,
-            "class_names": data.class_names,
-            **data.fingerprint,
-            "images": sizes,
-        }
+        record = {"class": type(data).__name__, "class_names": data.class_names, **data.fingerprint, "images": sizes}
         accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         hardware = {
             "accelerators": accelerators,
