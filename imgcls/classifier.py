@@ -86,8 +86,11 @@ class Classifier(LightningModule):
         self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
         self.channels_last = has_convolution if channels_last is None else channels_last
+        weight = None if class_weights is None or class_weights == "balanced" else torch.tensor(class_weights)
+        if weight is not None and len(weight) != num_classes:
+            raise UserError(f"--model.class_weights: {len(weight)} weights for {num_classes} classes")
         # not in the checkpoint: the config and the training data say it again
-        self.register_buffer("class_weight", _class_weight(class_weights, num_classes), persistent=False)
+        self.register_buffer("class_weight", weight, persistent=False)
         self.train_totals: Tensor | None = None
         self.metrics = nn.ModuleDict({stage: Scores(num_classes, stage) for stage in ("val", "test")})
         self._freeze(epoch=0)
@@ -158,10 +161,8 @@ class Classifier(LightningModule):
         found = train_on_features(self.trainer, self, self.finetune.views, self.finetune.feature_dir)
         chosen = self.finetune.solve(self.head, found["train"], found.get("val"))
         if chosen is not None:
-            log.info(
-                f"head solved on {len(found['train'].label)} images: "
-                + ", ".join(f"{k} {v:g}" for k, v in chosen.items())
-            )
+            settings = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
+            log.info(f"head solved on {len(found['train'].label)} images: {settings}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the totals of an epoch that is not over, a row for each process."""
@@ -330,11 +331,3 @@ class Classifier(LightningModule):
             if not validated:
                 raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
         return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-
-def _class_weight(given: Literal["balanced"] | list[float] | None, num_classes: int) -> Tensor | None:
-    if given is None or given == "balanced":
-        return None
-    if len(given) != num_classes:
-        raise UserError(f"--model.class_weights: {len(given)} weights for {num_classes} classes")
-    return torch.tensor(given)

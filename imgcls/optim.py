@@ -125,12 +125,7 @@ class OneCycle(TorchOneCycleLR):
     ) -> None:
         peak = [group["lr"] for group in optimizer.param_groups]
         super().__init__(
-            optimizer,
-            peak,
-            total_steps=total_steps,
-            pct_start=pct_start,
-            div_factor=div_factor,
-            final_div_factor=final_div_factor,
+            optimizer, peak, total_steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor
         )
 
 

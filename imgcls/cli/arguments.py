@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from imgcls.cli.configs import config_files, read_config
+from imgcls.cli.configs import config_files, each_option, read_config
 from imgcls.errors import UserError
 from imgcls.system.files import read_json
 
@@ -19,16 +19,17 @@ def take(words: Sequence[str], option: str) -> tuple[str | None, list[str]]:
     """The value of an option, None without it, and the words but for both.
 
     Raises:
-        UserError: The option is the last word.
+        UserError: The option is without a value.
     """
-    for number, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if flag == option:
-            width = 1 if equals else 2
-            if not equals and number + 1 == len(words):
-                raise UserError(f"{option}: give the folder of a run after it")
-            return (value if equals else words[number + 1]), [*words[:number], *words[number + width :]]
-    return None, list(words)
+    taken, others = None, []
+    for flag, value, said in each_option(words):
+        if flag != option or taken:
+            others += said
+        elif not value:
+            raise UserError(f"{option}: give the folder of a run after it")
+        else:
+            taken = value
+    return taken, others
 
 
 def gives(words: Sequence[str], *options: str) -> bool:
@@ -47,21 +48,17 @@ def refuse_overruled(words: Sequence[str]) -> None:
     Raises:
         UserError: One was given; the text names the option or the file.
     """
-    for word in words:
-        found = re.fullmatch(
-            r"--model\.(?:init_args\.)?optimizer\.(?:init_args\.)?(lr|weight_decay)", word.split("=")[0]
-        )
-        if found:
-            raise UserError(f"{word}: give --model.{found[1]} instead; it sets every parameter group, scaled by depth")
+    pattern = r"--model\.(?:init_args\.)?optimizer\.(?:init_args\.)?(lr|weight_decay)"
+    found = {word: re.fullmatch(pattern, word.partition("=")[0]) for word in words}
+    given = [(word, f"--model.{match[1]}") for word, match in found.items() if match]
     for path in config_files(words):
         model = read_config(path).get("model") or {}
         optimizer = model.get("init_args", model).get("optimizer")
         options = optimizer.get("init_args", optimizer) if isinstance(optimizer, dict) else {}
-        for name in ("lr", "weight_decay"):
-            if name in options:
-                raise UserError(
-                    f"{path}: model.optimizer.{name}: give model.{name} instead; it sets every parameter group"
-                )
+        overruled = [name for name in ("lr", "weight_decay") if name in options]
+        given += [(f"{path}: model.optimizer.{name}", f"model.{name}") for name in overruled]
+    for where, instead in given:
+        raise UserError(f"{where}: give {instead} instead; it sets every parameter group, scaled by depth")
 
 
 def config_folders(files: Sequence[Path]) -> list[str]:

@@ -1,7 +1,7 @@
 """Small YAML files that build on each other: what a `base:` names is merged before the file that names it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,19 @@ from imgcls.errors import UserError
 from imgcls.runs.earlier import upgraded
 from imgcls.system.files import read_yaml
 
+CONFIG = ("--config", "-c")
 PARTS = ("data", "model", "trainer", "checkpoint", "last_checkpoint")
+
+
+def each_option(words: Sequence[str]) -> Iterator[tuple[str, str, list[str]]]:
+    """Each option of a command line, its value (empty without one), and the one or two words that say both."""
+    rest = list(words)
+    while rest:
+        said = [rest.pop(0)]
+        flag, equals, value = said[0].partition("=")
+        if flag.startswith("-") and not equals and rest and not rest[0].startswith(("--", "-c")):
+            said.append(value := rest.pop(0))
+        yield flag, value, said
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
@@ -21,17 +33,12 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
         UserError: A file is missing, is no YAML mapping, or its bases go in a circle; the text names the files.
     """
     expanded: list[str] = []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        flag, equals, value = word.partition("=")
-        if flag not in ("--config", "-c"):
-            expanded.append(word)
+    for flag, value, said in each_option(arguments):
+        if flag not in CONFIG:
+            expanded += said
             continue
-        if not equals:
-            if not rest:
-                raise UserError("--config: give a YAML file after it")
-            value = rest.pop(0)
+        if not value:
+            raise UserError("--config: give a YAML file after it")
         files = [value] if value.startswith("{") else map(_as_word, with_bases(Path(value)))
         expanded += [word for file in files for word in ("--config", file)]
     return expanded
@@ -44,6 +51,11 @@ def _as_word(path: Path) -> str:
     return str(path) if new == config else as_text(new)
 
 
+def as_config(config: dict[str, Any]) -> list[str]:
+    """A config as words of a command line."""
+    return ["--config", as_text(config)]
+
+
 def as_text(config: dict[str, Any]) -> str:
     """A config in braces, which the command line takes in place of a file."""
     return yaml.safe_dump(config, default_flow_style=True, width=sys.maxsize)
@@ -51,21 +63,17 @@ def as_text(config: dict[str, Any]) -> str:
 
 def config_files(arguments: Sequence[str]) -> list[Path]:
     """The files of `--config` in the order given; not what stands there in place of a file, in braces."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)  # without arguments there is no pair
-    given = [w.partition("=")[2] or after for w, after in pairs if w.partition("=")[0] in ("--config", "-c")]
-    return [Path(value) for value in given if not value.startswith("{")]
+    return [Path(value) for flag, value, _ in each_option(arguments) if flag in CONFIG and not value.startswith("{")]
 
 
 def with_bases(path: Path, via: tuple[Path, ...] = ()) -> list[Path]:
     """The bases of a file, theirs first, and then the file itself. Paths in `base` are relative to their file."""
     if path.resolve() in via:
-        raise UserError(
-            f"{via[-1]}: base {path} leads back to {path.name}: {' → '.join(p.name for p in via)} → {path.name}"
-        )
+        circle = " → ".join(file.name for file in (*via, path))
+        raise UserError(f"{via[-1]}: base {path} leads back to {path.name}: {circle}")
     config = read_config(path, f"{via[-1]}: base " if via else "--config ")
     bases = config.get("base") or []
-    if isinstance(bases, str):
-        bases = [bases]
+    bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise UserError(f"{path}: base: is not a list of files")
     return [f for b in bases for f in with_bases(path.parent / b, (*via, path.resolve()))] + [path]

@@ -11,10 +11,7 @@ from imgcls.system.modules import class_named
 
 LAST = ("model", "data", "checkpoint", "last_checkpoint", "nonfinite", "trainer")
 GIVEN = {"data": {"seed"}, "model": {"num_classes", "channels", "image_size"}}  # by the run, and by the data
-FORMS = """
---config brings data and model; their options, which need no `init_args`, are:
-
-"""
+FORMS = "\n--config brings data and model; their options, which need no `init_args`, are:\n\n"
 
 
 class HelpParser(LightningArgumentParser):

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from imgcls.classifier import Classifier
 from imgcls.cli.arguments import config_folders, configures, gives, refuse_overruled, take, with_values_of_yaml
 from imgcls.cli.batch_size import choose_batch_size
-from imgcls.cli.configs import as_text, config_files, expand_configs
+from imgcls.cli.configs import as_config, config_files, expand_configs
 from imgcls.cli.help import HelpParser
 from imgcls.cli.max_epochs import choose_max_epochs
 from imgcls.cli.messages import explain
@@ -94,10 +94,7 @@ class LightningVerb(LightningCLI, ABC):
             trainer_class=Trainer,
             parser_class=HelpParser,
             trainer_defaults={
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.WandbLogger",
-                    "init_args": {"project": "imgcls"},
-                },
+                "logger": {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": "imgcls"}},
                 # our samplers shard: none repeated in evaluation, position kept in training
                 "use_distributed_sampler": False,
             },
@@ -150,9 +147,7 @@ class LightningVerb(LightningCLI, ABC):
         """
         run, words = take(words, "--run")
         if run is not None and not self.needs_run:
-            raise UserError(
-                f"--run {run}: {self.verb} takes no trained run; --config {run}/config.yaml gives its config"
-            )
+            raise UserError(f"--run {run}: {self.verb} takes no trained run; its config is --config {run}/config.yaml")
         if run is not None:
             return self.expand_run(RunFolder.existing(run, "--run"), words)
         if self.needs_run and not gives(words, "--ckpt_path", "-h", "--help", "--print_config"):
@@ -174,10 +169,7 @@ class LightningVerb(LightningCLI, ABC):
         return run.read_config()
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Errors are raised, for `main` to explain; an option added later must not change what a script means.
-
-        The latter is why options cannot be abbreviated.
-        """
+        """Errors are raised, for `main` to explain; no abbreviations: a later option would change their meaning."""
         more = {"exit_on_error": False, "allow_abbrev": False, "prog": f"python -m imgcls {self.verb}"}
         return super().init_parser(**{**kwargs, **more, "description": str(type(self).work.__doc__).partition("\n")[0]})
 
@@ -185,9 +177,7 @@ class LightningVerb(LightningCLI, ABC):
         self.own = parser.add_method_arguments(type(self), "work")
         if self.own:
             parser._action_groups[-1].title = f"options of {self.verb} alone"
-        self.add_default_arguments_to_parser(parser)
-        self.add_core_arguments_to_parser(parser)
-        self.add_arguments_to_parser(parser)
+        super()._add_arguments(parser)
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The keys of a run besides data, model and trainer."""
@@ -224,24 +214,20 @@ class LightningVerb(LightningCLI, ABC):
         try:
             self.config = parser.parse_args(words)
         except ArgumentError as error:
-            options = [action.dest for action in parser._actions]
-            raise UserError(explain(str(error), words, self.files, options)) from error
+            raise UserError(explain(str(error), words, self.files, [a.dest for a in parser._actions])) from error
         show_libraries(self.config.verbose)
-        checkpoint = self.config.get("ckpt_path")
-        if checkpoint:
-            path = Path(checkpoint)
-            best = path.with_name("best.ckpt")
-            others = self.trains and path.name == "last.ckpt" and best.is_file()
-            read_checkpoint(
-                path, "--ckpt_path", f"; go on from the best epoch with --ckpt_path {best}" if others else ""
-            )
+        if checkpoint := self.config.get("ckpt_path"):
+            best = (path := Path(checkpoint)).with_name("best.ckpt")
+            other = self.trains and path.name == "last.ckpt" and best.is_file()
+            way_out = f"; go on from the best epoch with --ckpt_path {best}" if other else ""
+            read_checkpoint(path, "--ckpt_path", way_out)
 
     def before_instantiate_classes(self) -> None:
         """Fill in what the backbone's weights expect, choose the run's folder, and keep the config's text."""
         config = self.config
         self._fill_input(config)
         self.run = self._run_folder(config)
-        self.logger_config, config.trainer.logger = config.trainer.logger, False  # see _loggers
+        self.logger_config, config.trainer.logger = config.trainer.logger, False  # see instantiate_trainer
         self.unresolved = config.clone()
         if config.get("ckpt_path") or not self.needs_weights:
             init_args = config.model.init_args.backbone.get("init_args", {})
@@ -254,8 +240,7 @@ class LightningVerb(LightningCLI, ABC):
         backbone, data = config.model.init_args.backbone, config.data.init_args
         spec = class_named(backbone.class_path).input_spec(**backbone.get("init_args", Namespace()).as_dict())
         taken = {k: v for k, v in vars(spec).items() if v is not None and data.get(k) is None}
-        for option, value in taken.items():
-            data[option] = value
+        data.update(Namespace(taken))
         if taken:
             log.info("images as the weights expect them: " + ", ".join(f"{k} {v}" for k, v in taken.items()))
 
@@ -265,9 +250,7 @@ class LightningVerb(LightningCLI, ABC):
         run = RunFolder(given) if given else RunFolder.new(self._experiment(), config.seed_everything)
         goes_on = config.get("resume") or config.get("ckpt_path") or RUN_DIR in os.environ
         if self.trains and run.config.exists() and not goes_on:
-            raise UserError(
-                f"--run_dir {run.path}: holds a run already; resume it with --resume {run.path} or name another"
-            )
+            raise UserError(f"--run_dir {run.path}: holds a run already; --resume {run.path} goes on with it")
         os.environ[RUN_DIR] = str(run.path)
         return run
 
@@ -295,10 +278,8 @@ class LightningVerb(LightningCLI, ABC):
             config.trainer.max_epochs = self.unresolved.trainer.max_epochs = epochs
         text = self._resolved()
         if self.trains:
-            kwargs["logger"] = [
-                RunLogger(self.run),
-                *build_loggers(self.logger_config, self.run, self._experiment(), text),
-            ]
+            others = build_loggers(self.logger_config, self.run, self._experiment(), text)
+            kwargs["logger"] = [RunLogger(self.run), *others]
         given = config.trainer.callbacks or []
         record = RunRecord(self.run, text, config.seed_everything, self.config_folders, self.kept)
         callbacks = [*given, *self.callbacks(), record, Signals(self.run), EpochTable(self.screen, self.run)]
@@ -310,10 +291,9 @@ class LightningVerb(LightningCLI, ABC):
             config.trainer.enable_progress_bar = config.trainer.enable_progress_bar is not False and self.screen.moves
             callbacks += [Bar(self.screen.console)] if config.trainer.enable_progress_bar else []
         config.trainer.callbacks = callbacks
-        plugins = config.trainer.plugins or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = config.trainer.plugins if isinstance(config.trainer.plugins, list) else [config.trainer.plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            config.trainer.plugins = [*plugins, AtomicCheckpointIO()]
+            config.trainer.plugins = [*filter(None, plugins), AtomicCheckpointIO()]
         if config.trainer.barebones:
             raise UserError("--trainer.barebones: leaves out a run's record and checkpoints; see the verb benchmark")
         if config.trainer.enable_checkpointing is False:
@@ -327,17 +307,11 @@ class LightningVerb(LightningCLI, ABC):
         given, files = self.config.experiment, config_files(self.words)
         if given or not files:
             return given or "default"
-        path = files[-1].with_suffix("")
-        below = path.parts[path.parts.index("experiments") + 1 :] if "experiments" in path.parts else [path.name]
-        return "/".join(below)
+        parts = files[-1].with_suffix("").parts
+        return "/".join(parts[parts.index("experiments") + 1 :] if "experiments" in parts else parts[-1:])
 
     @rank_zero_only
     def print_summary(self, *parts: str) -> None:
         """Print the run's figures on parts of the data, and where its report is."""
         robustness = self.config.robustness or self.options.get("robustness_baseline") is not None
         print_summary(self.screen, self.run, self.datamodule.class_names, parts, robustness)
-
-
-def as_config(config: dict[str, Any]) -> list[str]:
-    """Settings as words of a command line."""
-    return ["--config", as_text(config)]

@@ -72,9 +72,8 @@ class _Clock(Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._note("begin", pl_module)
 
-    def on_train_batch_end(  # noqa: D102
-        self, trainer: lightning.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: LightningModule, *given: Any) -> None:  # noqa: D102
+        batch_idx = given[2]
         if batch_idx in (0, trainer.num_training_batches - 1):
             self._note(f"train {batch_idx}", pl_module)
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
-from pkgutil import walk_packages
 from typing import Any
 
 import imgcls
@@ -73,9 +72,7 @@ def _innermost(text: str) -> str:
     keys = re.findall(r'Parser key "([^"]+)"', text)
     if not keys:
         return text
-    value = (
-        _last(r"val='([^']*)'", text) or _last(r"Got value: ([^\s]+)", text) or _last(r"Given value: ([^\s]+)", text)
-    )
+    value = _last(r"val='([^']*)'", text) or _last(r"Got value: (\S+)", text) or _last(r"Given value: (\S+)", text)
     choices = re.findall(r"typing\.Literal\[([^\]]*)\]", text)
     wanted = choices[0] if len(set(choices)) == 1 else ", ".join(dict.fromkeys(", ".join(choices).split(", ")))
     kinds = [k for k in dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text)) if k != "NoneType"]
@@ -98,10 +95,10 @@ def _parameters(class_path: str) -> set[str]:
 
 def _defined_in_imgcls(name: str) -> str | None:
     """The dotted path of a class of ours: those of version 0.1 have moved, and so may others."""
-    for module in walk_packages(imgcls.__path__, "imgcls."):
-        source = Path(module.module_finder.path, module.name.rpartition(".")[2] + ".py")  # type: ignore[union-attr]
-        if source.is_file() and re.search(rf"^class {name}\b", source.read_text(encoding="utf-8"), re.MULTILINE):
-            return f"{module.name}.{name}"
+    folder = Path(imgcls.__path__[0])
+    for path in sorted(folder.rglob("*.py")):
+        if re.search(rf"^class {name}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+            return ".".join([*path.relative_to(folder.parent).with_suffix("").parts, name])
     return None
 
 
@@ -113,20 +110,18 @@ def _where(key: str, words: Sequence[str], files: Sequence[Path]) -> str:
         if flag.startswith("--") and flag.rpartition(".")[2].lstrip("-") == last:
             return flag
     for path in files:
-        if _holds(path, key):
+        if _holds(read_config(path), key.split(".")):
             return f"{path}: {key}"
     return key
 
 
-def _holds(path: Path, key: str) -> bool:
-    first, *rest = key.split(".")
-
-    def walk(value: Any) -> bool:
-        if isinstance(value, dict):
-            below = value.get(first)
-            for name in rest:
-                below = below.get(name) if isinstance(below, dict) else None
-            return below is not None or any(map(walk, value.values()))
-        return isinstance(value, list) and any(map(walk, value))
-
-    return walk(read_config(path))
+def _holds(value: Any, names: list[str]) -> bool:
+    """Whether a value stands under names, one below the other, at any depth."""
+    if isinstance(value, list):
+        return any(_holds(item, names) for item in value)
+    if not isinstance(value, dict):
+        return False
+    below: Any = value
+    for name in names:
+        below = below.get(name) if isinstance(below, dict) else None
+    return below is not None or any(_holds(item, names) for item in value.values())

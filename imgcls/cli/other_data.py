@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from imgcls.cli.configs import as_text, read_config
+from imgcls.cli.configs import as_config, each_option, read_config
 from imgcls.cli.messages import explain
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
@@ -25,27 +25,18 @@ def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Words of a command line, configs expanded, as those of the data and all others."""
     data: list[str] = []
     others: list[str] = []
-    rest = list(words)
-    while rest:
-        option = [rest.pop(0)]
-        flag, equals, value = option[0].partition("=")
-        if flag.startswith("--") and not equals and rest and not rest[0].startswith("--"):
-            option.append(value := rest.pop(0))
+    for flag, value, said in each_option(words):
         if flag == "--config":
-            config = _config(value)
+            config = yaml.safe_load(value) if value.startswith("{") else read_config(Path(value))
             if "data" in config:
-                data += ["--config", as_text({"data": config.pop("data")})]
-                option = ["--config", as_text(config)] if config else []
-            others += option
+                data += as_config({"data": config.pop("data")})
+                said = as_config(config) if config else []
+            others += said
         elif flag == "--data" or flag.startswith("--data."):
-            data += option
+            data += said
         else:
-            others += option
+            others += said
     return data, others
-
-
-def _config(value: str) -> dict[str, Any]:
-    return yaml.safe_load(value) if value.startswith("{") else read_config(Path(value))
 
 
 def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
@@ -69,7 +60,7 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     if not classes:
         kind = TABLE if "table" in given else FOLDER if own["class_path"] == WITHOUT_FILES else own["class_path"]
         kept = {k: v for k, v in own["init_args"].items() if k not in SHARED} if kind == own["class_path"] else {}
-        words = ["--config", as_text({"data": {"class_path": kind, "init_args": kept}}), *words]
+        words = [*as_config({"data": {"class_path": kind, "init_args": kept}}), *words]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(ImageDataModule, "data", fail_untyped=False)
@@ -88,10 +79,9 @@ def _given(words: Sequence[str]) -> tuple[set[str], bool]:
     """Names of the options of the data that words give, and whether they give its class."""
     options: set[str] = set()
     classes = False
-    for word, after in zip(words, [*words, ""][1:], strict=True):
-        flag = word.partition("=")[0]
+    for flag, value, _ in each_option(words):
         if flag == "--config":
-            section = yaml.safe_load(after)["data"]
+            section = yaml.safe_load(value)["data"]
             classes |= "class_path" in section
             options |= section.get("init_args", section).keys()
         elif flag in ("--data", "--data.class_path"):

@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -67,9 +67,7 @@ def show_libraries(verbose: bool) -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()  # its own print at once, which tears a progress bar
         logger.propagate = True
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, Terminal):
-            handler.verbose = verbose
+    Terminal.verbose = verbose
 
 
 @contextmanager
@@ -112,7 +110,5 @@ def finish_wandb(failed: bool) -> None:
     """Close W&B's record now: a later run of the same process (a notebook, a test) would be added to this one."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
-        try:
+        with suppress(OSError):  # its service is gone, and the logger has said so
             wandb.finish(exit_code=int(failed))
-        except OSError:
-            pass  # its service is gone, and the logger has said so

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from imgcls.cli.arguments import configures, gives, take
-from imgcls.cli.configs import config_files, expand_configs, read_config
-from imgcls.cli.lightning import LightningVerb, as_config
+from imgcls.cli.configs import as_config, config_files, expand_configs, read_config
+from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import write_clean_table
 from imgcls.data.folder import names_classes

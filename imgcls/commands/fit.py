@@ -6,9 +6,9 @@ from lightning import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 
 from imgcls.cli.arguments import take
-from imgcls.cli.configs import expand_configs
+from imgcls.cli.configs import as_config, expand_configs
 from imgcls.cli.dry_run import dry_run as rehearse
-from imgcls.cli.lightning import LightningVerb, as_config
+from imgcls.cli.lightning import LightningVerb
 from imgcls.errors import UserError
 from imgcls.runs import slurm
 from imgcls.runs.folder import RunFolder

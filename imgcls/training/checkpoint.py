@@ -23,7 +23,16 @@ from imgcls.system.files import replacing
 log = logging.getLogger(__name__)
 
 
-class BestCheckpoint(ModelCheckpoint):
+class _Checkpoint(ModelCheckpoint):
+    def _save(self, trainer: Trainer) -> bool:
+        """Save this step, whatever the monitored metric; False if it was saved before, or nothing is to be."""
+        if self._should_skip_saving_checkpoint(trainer):
+            return False
+        self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        return True
+
+
+class BestCheckpoint(_Checkpoint):
     """Keeps the best epoch, and among equals the last.
 
     Few validation images make many equals, and with a schedule that ends low the later epoch is the better guess.
@@ -43,8 +52,8 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Of a run that ended before it was validated, the last weights are all there is."""
         super().on_train_end(trainer, pl_module)
-        if self.save_top_k and not self.best_model_path and not self._should_skip_saving_checkpoint(trainer):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self.save_top_k and not self.best_model_path:
+            self._save(trainer)
 
     def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """Without a validation part no epoch is known to be better than the last."""
@@ -54,7 +63,7 @@ class BestCheckpoint(ModelCheckpoint):
             super()._save_topk_checkpoint(trainer, monitor_candidates)
 
 
-class LastCheckpoint(ModelCheckpoint):
+class LastCheckpoint(_Checkpoint):
     """Keeps the last epoch; `Signals` has it keep a step as well."""
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
@@ -73,20 +82,18 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_if_stopping(trainer)  # where a callback stops the run for what validation found
 
     def _save_if_stopping(self, trainer: Trainer) -> None:
-        stops = trainer.should_stop and trainer.fit_loop._can_stop_early
-        if stops and not self._should_skip_saving_checkpoint(trainer):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        if trainer.should_stop and trainer.fit_loop._can_stop_early:
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         super().on_train_epoch_end(trainer, pl_module)
         every = self._every_n_train_steps
-        if every and trainer.global_step % every == 0 and not self._should_skip_saving_checkpoint(trainer):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        if every and trainer.global_step % every == 0:
+            self._save(trainer)
 
     def save_now(self, trainer: Trainer) -> None:
         """Save this step, unless it was."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self._save(trainer):
             rank_zero_only(log.info)(f"stopped by a signal; go on with --resume {trainer.default_root_dir}")
 
 
@@ -102,11 +109,10 @@ class Signals(Callback):
 
     def __init__(self, run: RunFolder) -> None:
         self.run, self.asked, self.requeue = run, False, False
-        self.launcher: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the place of Lightning's handlers, which are installed after this and removed at the end."""
-        self.launcher = trainer.strategy.launcher
+        self.launcher: Any = trainer.strategy.launcher
         if trainer.world_size > 1:
             handler: Any = self._ask if stage == "fit" else self._stop
             trainer._signal_connector._sigterm_notifier_fn = handler  # type: ignore[method-assign]
@@ -119,9 +125,7 @@ class Signals(Callback):
         if trainer.is_global_zero:
             slurm.remember(self.run)
 
-    def on_train_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
         if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer._signal_connector.received_sigterm = True  # on all processes, after the same step
         if trainer.received_sigterm:
@@ -161,9 +165,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's own goes through the temporary folder, and across file systems a kill leaves half a file.
     """
 
-    def save_checkpoint(  # noqa: D102
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; with a protocol in its path, as Lightning does.
+
+        Raises:
+            UserError: The disk is full, or the folder cannot be written to.
+        """
         if re.match(r"\w+://", str(path)):
             super().save_checkpoint(checkpoint, path, storage_options)
             return

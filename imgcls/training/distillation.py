@@ -1,7 +1,8 @@
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from imgcls.data.options import short
 from imgcls.errors import UserError
 from imgcls.runs.load import LoadedRun, load_run
 
@@ -34,10 +35,8 @@ class Teacher:
         """
         self.loaded = load_run(self.run, device)
         if self.loaded.class_names != class_names:
-            raise UserError(
-                f"--model.teacher.run {self.run}: knows the classes {', '.join(self.loaded.class_names[:5])} …, "
-                f"the data has {', '.join(class_names[:5])} …"
-            )
+            known, given = short(self.loaded.class_names), short(class_names)
+            raise UserError(f"--model.teacher.run {self.run}: knows the classes {known}, the data has {given}")
 
     @torch.no_grad()
     def logits(self, image: Tensor, mean: list[float], std: list[float]) -> Tensor:
@@ -56,5 +55,5 @@ class Teacher:
         """The loss on the labels, a scalar, and that on the teacher's logits (B, K), weighed."""
         target = F.log_softmax(teacher_logits.float() / self.temperature, 1)
         student = F.log_softmax(logits.float() / self.temperature, 1)
-        divergence = nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
+        divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

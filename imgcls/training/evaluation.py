@@ -18,7 +18,7 @@ from imgcls.runs.predictions import read_predictions
 from imgcls.runs.record import add_summary
 from imgcls.runs.temperature import temperature, write_calibration
 from imgcls.system.files import write_json
-from imgcls.training.loggers import Wandb
+from imgcls.training.loggers import log_figures, wandb_loggers
 from imgcls.training.outputs import Outputs, gather
 from imgcls.training.robustness import Robustness
 
@@ -67,11 +67,9 @@ class Evaluation(Callback):
         add_summary(self.run, scores, instead_of="test/")  # calibrated ones of other weights go
         figures = {"reliability": reliability_figure(found), "risk_coverage": risk_coverage_figure(found)}
         pixels = {name: save(figure, self.run.figures / f"test_{name}.png") for name, figure in figures.items()}
-        for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
-                logger.summarize(scores)
-                for name, image in pixels.items():
-                    logger.log_image(f"test/{name}", [image])
+        for logger in wandb_loggers(trainer):
+            logger.summarize(scores)
+        log_figures(trainer, "test", pixels)
 
     @torch.no_grad()
     def _calibrate(self, trainer: Trainer, model: LightningModule, data: ImageDataModule, checkpoint: Path) -> None:
@@ -80,10 +78,8 @@ class Evaluation(Callback):
         if isinstance(source, FeatureSource):  # of the images as they are: a test may look at their mirror images too
             data.parts["val"] = (source.source, index)
         data.setup("validate")  # what cannot be read is left out, as in training
-        batches = []
         with trainer.precision_plugin.forward_context():
-            for batch in data.val_dataloader():
-                batches.append(model.predict_step(trainer.strategy.batch_to_device(batch), 0))
+            batches = [model.predict_step(trainer.strategy.batch_to_device(b), 0) for b in data.val_dataloader()]
         gathered = gather(trainer, batches)
         if gathered is None:
             return
@@ -117,12 +113,10 @@ def reliability_figure(found: dict[str, Any]) -> Figure:
     upper.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, linestyle=":")
     for key, color, name in (("reliability", BLUE, ""), ("reliability_calibrated", ORANGE, "_calibrated")):
         if key in found:
-            confidence, right, images = ([b[k] for b in found[key]] for k in ("confidence", "accuracy", "images"))
+            points = [(b["confidence"], b["accuracy"]) for b in found[key] if b["images"]]
             label = f"{'calibrated' if name else 'as trained'}: ECE {found['metrics'][f'ece{name}']:.4f}"
-            there = np.flatnonzero(images)
-            points = np.array(confidence)[there], np.array(right)[there]
-            upper.plot(*points, color=color, marker="o", clip_on=False, label=label)
-            lower.stairs(images, EDGES, color=color, fill=not name, alpha=1 if name else 0.5)
+            upper.plot(*zip(*points, strict=True), color=color, marker="o", clip_on=False, label=label)
+            lower.stairs([b["images"] for b in found[key]], EDGES, color=color, fill=not name, alpha=1 if name else 0.5)
     upper.legend(frameon=False)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     lower.set(xlabel="confidence", ylabel="images")
@@ -137,13 +131,8 @@ def risk_coverage_figure(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(5.4, 3.6), layout="constrained", dpi=110)
     axes = figure.subplots()
     axes.plot(*([p[k] for p in found["risk_coverage"]] for k in ("coverage", "risk")), color=BLUE)
-    axes.set(
-        title=f"AURC {found['metrics']['aurc']:.4f}",
-        xlabel="coverage: share of images kept, the most confident first",
-        ylabel="risk: share of mistakes",
-        xlim=(0, 1),
-    )
-    axes.set_ylim(bottom=0)
+    axes.set(title=f"AURC {found['metrics']['aurc']:.4f}", xlim=(0, 1), ylim=(0, None))
+    axes.set(xlabel="coverage: share of images kept, the most confident first", ylabel="risk: share of mistakes")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -85,9 +85,7 @@ def cached_features(trainer: Trainer, model: Any, part: Part, views: int, folder
             save_file({"feature": feature}, fresh)
         log.info(f"features of {len(feature)} {part} images in {time.perf_counter() - started:.1f} s: {path}")
     trainer.strategy.barrier()
-    if feature is None:
-        feature = _read(path)
-    if feature is None:
+    if feature is None and (feature := _read(path)) is None:
         raise UserError(f"{path}: features written by another process cannot be read; is the folder shared?")
     return feature
 

@@ -6,7 +6,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from lightning import Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -69,6 +71,18 @@ class Wandb(WandbLogger):
     summarize = _surviving(_summarize)
 
 
+def wandb_loggers(trainer: Trainer) -> list[Wandb]:
+    """The trainer's records of W&B; there is one at most, unless a config says otherwise."""
+    return [logger for logger in trainer.loggers if isinstance(logger, Wandb)]
+
+
+def log_figures(trainer: Trainer, part: str, figures: Mapping[str, np.ndarray]) -> None:
+    """Have W&B show figures, uint8 (H, W, 3) by name, of a part of the data."""
+    for logger in wandb_loggers(trainer):
+        for name, pixels in figures.items():
+            logger.log_image(f"{part}/{name}", [pixels])
+
+
 def _quiet_about_connections(report: Any) -> None:
     if not isinstance(report.exc_value, ConnectionError):
         sys.__unraisablehook__(report)
@@ -113,20 +127,16 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     os.environ.setdefault("WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL", "1")  # a killed run loses 1 s, not 15
     os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", "120")  # what was not sent by then is sent by `wandb sync`
-    name = run.path.name
-    chosen = {"save_dir": str(run.path.resolve()), "name": options.get("name") or name}
-    chosen |= {"id": options.get("id") or name}
-    chosen |= {"group": options.get("group") or experiment, "resume": "allow", "config": config}
-    chosen |= {"job_type": options.get("job_type") or f"seed {config['seed_everything']}"}
-    chosen |= {"tags": options.get("tags") or parts_of(config)}
+    default = {"name": run.path.name, "id": run.path.name, "group": experiment, "tags": parts_of(config)}
+    default |= {"job_type": f"seed {config['seed_everything']}"}
+    chosen: dict[str, Any] = {key: options.get(key) or value for key, value in default.items()}
+    chosen |= {"save_dir": str(run.path.resolve()), "resume": "allow", "config": config}
     online = not options.get("offline") and os.environ.get("WANDB_MODE", "online") == "online"
     if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
         # without a key, nobody has asked for more than the record here
-        log.log(
-            logging.DEBUG if reason == NO_KEY else logging.WARNING,
-            f"W&B: {reason}; the record stays in {run.path}/wandb",
-        )
+        level = logging.DEBUG if reason == NO_KEY else logging.WARNING
+        log.log(level, f"W&B: {reason}; the record stays in {run.path}/wandb")
     return chosen
 
 

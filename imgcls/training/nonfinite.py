@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from imgcls.errors import UserError
+from imgcls.training.trainer import from_all
 
 EVERY = 50  # steps between two looks at losses where a look makes the device wait
 LISTED = 64  # images in a message
@@ -59,9 +60,7 @@ class NonFinite(Callback):
         lr = trainer.optimizers[0].param_groups[-1]["lr"]
         self.pending.append(Step(trainer.global_step, lr, self._index, loss.detach()))
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Take the gradients away from a step that is to be left out: without one, nothing moves."""
         if self.policy == "raise" or not (bad := self._look(trainer)):
             return
@@ -74,9 +73,7 @@ class NonFinite(Callback):
             buffer.copy_(value)
         pl_module.train_totals = self._totals
 
-    def on_train_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: D102
         waits = pl_module.device.type != "cpu" or trainer.world_size > 1
         if self.policy == "raise" and len(self.pending) >= (EVERY if waits else 1):
             self._stop_if_bad(trainer)
@@ -85,14 +82,7 @@ class NonFinite(Callback):
         if self.policy == "skip":
             pl_module.log("train/skipped_steps", float(self.skipped))
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._check(trainer, pl_module)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before every save: the file that was to be replaced stays."""
-        self._check(trainer, pl_module)
-
-    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look at losses and weights: a finite loss can have a gradient that is not.
 
         Raises:
@@ -109,6 +99,9 @@ class NonFinite(Callback):
                 f"{_way_out(trainer)}"
             )
 
+    # before every save: the file that was to be replaced stays
+    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
+
     def _stop_if_bad(self, trainer: Trainer) -> None:
         if bad := self._look(trainer):
             raise UserError(f"{_describe(bad)}; {_way_out(trainer)}, --nonfinite.policy=skip leaves such steps out")
@@ -117,17 +110,10 @@ class NonFinite(Callback):
         """Batches of the first step since the last look whose loss is not finite, on any process."""
         steps, self.pending = self.pending, []
         losses = torch.stack([step.loss for step in steps]).float().tolist() if steps else []
-        bad = [
-            Step(step.step, step.lr, step.images.cpu(), loss)
-            for step, loss in zip(steps, losses, strict=True)
-            if not math.isfinite(loss)
-        ]
-        if trainer.world_size > 1:
-            count = torch.tensor(float(len(bad)), device=trainer.strategy.root_device)
-            if trainer.strategy.reduce(count, reduce_op="sum") > 0:
-                shares: list[Any] = [None] * trainer.world_size
-                torch.distributed.all_gather_object(shares, bad)
-                bad = [step for share in shares for step in share]
+        looked_at = [step._replace(loss=loss) for step, loss in zip(steps, losses, strict=True)]
+        bad = [step._replace(images=step.images.cpu()) for step in looked_at if not math.isfinite(step.loss)]
+        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            bad = [step for share in from_all(trainer, bad) for step in share]
         bad = [step for step in bad if step.step == min(b.step for b in bad)]
         if bad and trainer.is_global_zero:
             _write(Path(trainer.default_root_dir) / "nonfinite.csv", bad, trainer.datamodule)  # type: ignore[attr-defined]

@@ -3,7 +3,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
@@ -12,7 +11,8 @@ from imgcls.evaluate.selective import margin
 from imgcls.pages.figures import confusion_figure, image_grid, save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions, read_predictions, write_predictions
-from imgcls.training.loggers import Wandb
+from imgcls.training.loggers import log_figures, wandb_loggers
+from imgcls.training.trainer import best_checkpoint, from_all, logged
 
 SHOWN = 24
 
@@ -54,7 +54,8 @@ class Outputs(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):
             self._write_table(trainer, "val")
-            _summarize_in_wandb(trainer)
+            for logger in wandb_loggers(trainer):  # its summary shows the epoch that is kept, as metrics.json does
+                logger.summarize(logged(trainer, "val/"), kept=True)
         if trainer.state.fn == "validate":
             self._draw(trainer, "val")
 
@@ -66,11 +67,9 @@ class Outputs(Callback):
         self._draw(trainer, "test")
 
     def _is_best(self, trainer: Trainer) -> bool:
-        checkpoint = trainer.checkpoint_callback
-        if trainer.state.fn != "fit" or not isinstance(checkpoint, ModelCheckpoint) or not checkpoint.monitor:
-            return True
-        value = trainer.callback_metrics.get(checkpoint.monitor)
-        if value is None:
+        checkpoint = best_checkpoint(trainer)
+        value = trainer.callback_metrics.get(str(checkpoint.monitor)) if checkpoint else None
+        if trainer.state.fn != "fit" or checkpoint is None or value is None:
             return True
         sign = 1 if checkpoint.mode == "max" else -1
         better = self.best is None or sign * value.item() >= sign * self.best
@@ -91,10 +90,7 @@ class Outputs(Callback):
         if not trainer.is_global_zero or not stored.is_file():
             return
         figures = self._figures(trainer.datamodule, part, read_predictions(stored))  # type: ignore[attr-defined]
-        for logger in trainer.loggers:
-            if isinstance(logger, Wandb):
-                for name, pixels in figures.items():
-                    logger.log_image(f"{part}/{name}", [pixels])
+        log_figures(trainer, part, figures)
 
     def _figures(self, data: ImageDataModule, part: Part, predicted: Predictions) -> dict[str, np.ndarray]:
         names, probability, label = data.class_names, predicted.probability, predicted.label
@@ -116,22 +112,11 @@ class Outputs(Callback):
         return figures
 
 
-def _summarize_in_wandb(trainer: Trainer) -> None:
-    """Let W&B's summary show the epoch that is kept, as metrics.json does, and not the last one."""
-    values = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-    for logger in trainer.loggers:
-        if isinstance(logger, Wandb):
-            logger.summarize(values, kept=True)
-
-
 def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Logits (N, K), label (N,) and index (N,) of all processes in the order of index; None but on rank 0."""
     keys = ("logits", "label", "index")
     mine = [torch.cat([b[k] for b in batches]).cpu().numpy() if batches else None for k in keys]
-    shares: list[Any] = [mine]
-    if trainer.world_size > 1:
-        shares = [None] * trainer.world_size
-        torch.distributed.all_gather_object(shares, mine)
+    shares = from_all(trainer, mine)
     if not trainer.is_global_zero:
         return None
     logits, label, index = (np.concatenate([s[k] for s in shares if s[k] is not None]) for k in range(3))

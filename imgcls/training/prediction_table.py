@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -21,6 +20,7 @@ from imgcls.images.sources import FileSource
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.prediction_file import PredictionFile
 from imgcls.runs.temperature import checkpoint_hash, temperature
+from imgcls.training.trainer import from_all
 
 log = logging.getLogger(__name__)
 
@@ -109,14 +109,11 @@ class PredictionTable(Callback):
         """Write the batches that all processes have predicted together; None if this one has no more."""
         self.rounds -= 1
         mine = batch and (batch[0].cpu().numpy(), batch[1].cpu().numpy(), batch[2])
-        shares: list[Any] = [mine]
-        if trainer.world_size > 1:
-            shares = [None] * trainer.world_size
-            torch.distributed.all_gather_object(shares, mine)
+        shares = [share for share in from_all(trainer, mine) if share is not None]
         if self.table is None:
             return
-        logits, index = (np.concatenate([share[k] for share in shares if share is not None]) for k in (0, 1))
-        broken = {number: reason for share in shares if share is not None for number, reason in share[2].items()}
+        logits, index = (np.concatenate([share[k] for share in shares]) for k in (0, 1))
+        broken = {number: reason for share in shares for number, reason in share[2].items()}
         order = np.argsort(index, kind="stable")
         position = np.searchsorted(self.index, index[order])  # images are numbered in their order
         reasons = {int(p): broken[int(i)] for p, i in zip(position, index[order], strict=True) if int(i) in broken}
@@ -124,8 +121,7 @@ class PredictionTable(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sort the images, and say what was done."""
-        table, calibrated = self.table, ""
-        if table is None:
+        if (table := self.table) is None:
             return
         predicted = table.done - table.num_skipped
         if self.sort is not None:
@@ -136,8 +132,7 @@ class PredictionTable(Callback):
         skipped = f", {table.num_skipped} could not be read: {table.skipped}" if table.num_skipped else ""
         if not predicted:
             raise UserError(f"no image could be read{skipped}")
-        if self.temperature != 1:
-            calibrated = f"; calibrated, temperature {self.temperature:.3g}"
+        calibrated = f"; calibrated, temperature {self.temperature:.3g}" if self.temperature != 1 else ""
         print(f"predictions: {self.out} ({predicted} images{skipped}{calibrated})")
 
     def _files(self, table: PredictionFile) -> Iterator[tuple[Path, str, float]]:

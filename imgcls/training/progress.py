@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
+from rich.table import Column, Table
 from rich.text import Text
 from tqdm import tqdm
 
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import printable
 from imgcls.runs.folder import RunFolder
-from imgcls.training.loggers import Wandb, parts_of
+from imgcls.training.loggers import parts_of, wandb_loggers
+from imgcls.training.trainer import best_checkpoint
 
 log = logging.getLogger(__name__)
 SECONDS = 0.25  # between two pictures of the bar: one costs as much as a small model's step
@@ -86,18 +87,9 @@ class Bar(ProgressBar):
 
     def _start(self, shown: str, total: float, done: int = 0) -> None:
         if self.enabled:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(BAR),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-            )
+            columns = ("{task.description}", BarColumn(BAR), MofNCompleteColumn(), "{task.fields[left]}")
             self.progress = Progress(
-                *columns,
-                console=self.console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stderr=sys.stderr.isatty(),
+                *columns, console=self.console, auto_refresh=False, transient=True, redirect_stderr=sys.stderr.isatty()
             )
             self.progress.add_task(shown, total=total if math.isfinite(total) else None, completed=done, left="")
             self.since, self.done_before, self.pace = time.monotonic(), done, 0.0
@@ -133,20 +125,13 @@ class Bar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
         if (verb := _verb(trainer)) != "fit":
-            batches = {
-                "validate": trainer.num_val_batches,
-                "test": trainer.num_test_batches,
-                "predict": trainer.num_predict_batches,
-            }
-            self._start(verb, sum(batches[verb]))
+            self._start(verb, sum(trainer._active_loop.max_batches))  # type: ignore[union-attr,arg-type]
 
-    def on_validation_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
         if (verb := _verb(trainer)) == "fit":
             self._draw(f"epoch {_epoch(trainer)}, validation", _batches_done(trainer))
         else:
-            self._draw(verb, batch_idx + 1)
+            self._draw(verb, trainer._active_loop.batch_progress.current.processed)  # type: ignore[union-attr]
 
     on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
@@ -174,9 +159,8 @@ class EpochTable(Callback):
         name, *parts = parts_of(self.run.read_config())
         counts = " and ".join(f"{len(index):,} {part}" for part, (_, index) in data.parts.items() if len(index))
         size = f"{data.channels} × {data.image_size} × {data.image_size}"
-        trained, every = (
-            sum(p.numel() for p in pl_module.parameters() if p.requires_grad or some) for some in (False, True)
-        )
+        every = sum(p.numel() for p in pl_module.parameters())
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         where = printable(str(data.root)) if data.root else name
         self._say("data", f"{where}: {counts} images of {data.num_classes:,} classes, {size}")
         self._say("model", f"{', '.join(parts)}: {trained:,} of {every:,} parameters trained")
@@ -184,8 +168,6 @@ class EpochTable(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where and how long, and begin the table; a run that resumes within an epoch starts here."""
         self.since = time.monotonic()
-        if not trainer.is_global_zero:
-            return
         device = trainer.strategy.root_device
         kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         devices = f"{trainer.world_size} × {kind}" if trainer.world_size > 1 else kind
@@ -194,25 +176,19 @@ class EpochTable(Callback):
         length = f"{epochs} {'epoch' if epochs == 1 else 'epochs'} × {steps:,} steps"
         length = length if epochs > 0 else f"{steps:,} steps an epoch"
         length += f", from epoch {_epoch(trainer)} on" if _batches_done(trainer) else ""
-        offline = ", W&B offline" if any(isinstance(x, Wandb) and x._offline for x in trainer.loggers) else ""
+        offline = ", W&B offline" if any(logger._offline for logger in wandb_loggers(trainer)) else ""
         self._say("run", f"{devices}, {trainer.precision}; {length}{offline}; {self.run.path}")
         self.screen.print("")
         validates = trainer.limit_val_batches and len(trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
-        part, checkpoint = ["val/loss", "val/acc"] if validates else [], _best(trainer)
+        part, checkpoint = ["val/loss", "val/acc"] if validates else [], best_checkpoint(trainer)
         monitored = [str(checkpoint.monitor)] if part and checkpoint is not None else []
         self.columns = [*dict.fromkeys(["train/loss", *part, *monitored])]
         self.screen.print(_row("epoch", self.columns, self.columns, "lr", "seconds"), "dim")
 
     def _say(self, name: str, text: str) -> None:
-        line = Table.grid(padding=(0, 2))
-        line.add_column(width=5)
-        line.add_column(overflow="fold")
+        line = Table.grid(Column(width=5), Column(overflow="fold"), padding=(0, 2))
         line.add_row(name, text)
         self.screen.print(line)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the epoch before: only now all of its figures are there, and its checkpoint."""
-        self._show(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self.validated = not trainer.sanity_checking
@@ -220,22 +196,20 @@ class EpochTable(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self.ended = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._show(trainer)
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Show an epoch after which a signal stopped the run."""
         if isinstance(exception, SIGTERMException):
             self._show(trainer)
-        if isinstance(exception, KeyboardInterrupt) and _verb(trainer) == "fit" and self.run.last.is_file():
+        elif isinstance(exception, KeyboardInterrupt) and _verb(trainer) == "fit" and self.run.last.is_file():
             self.screen.print(f"stopped; go on from the last whole epoch with --resume {self.run.path}")
 
-    def _show(self, trainer: Trainer) -> None:
+    def _show(self, trainer: Trainer, *_: Any) -> None:
+        """Show the epoch before: once the next one begins, all of its figures are there, and its checkpoint."""
         if self.ended and trainer.is_global_zero:
             values = {name: float(value) for name, value in trainer.callback_metrics.items()}
             shown = {k: v for k, v in values.items() if self.validated or not k.startswith("val/")}
             cells = [f"{shown[name]:.4f}" if name in shown else "" for name in self.columns]
-            checkpoint = _best(trainer)
+            checkpoint = best_checkpoint(trainer)
             value = shown.get(str(checkpoint.monitor)) if checkpoint is not None else None
             best = checkpoint is not None and value is not None and value == checkpoint.best_model_score
             epoch = _epoch(trainer, trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
@@ -243,6 +217,8 @@ class EpochTable(Callback):
             row = _row(epoch, self.columns, cells, lr, f"{time.monotonic() - self.since:.1f}")
             self.screen.print(f"{row}  best" if best else row, "bold" if best else None)
         self.since, self.validated, self.ended = time.monotonic(), False, False
+
+    on_train_epoch_start = on_train_end = _show  # type: ignore[assignment]
 
 
 def total_batches(trainer: Trainer) -> float:
@@ -264,12 +240,6 @@ def _epoch(trainer: Trainer, number: int | None = None) -> str:
     """The number of an epoch, of the present one without `number`, and of how many, where that is known."""
     of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
     return f"{trainer.current_epoch + 1 if number is None else number}{of}"
-
-
-def _best(trainer: Trainer) -> ModelCheckpoint | None:
-    """The checkpoint that is kept for the best epoch, if there is one."""
-    checkpoint = trainer.checkpoint_callback
-    return checkpoint if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor else None
 
 
 def _row(epoch: str, columns: list[str], cells: list[str], lr: str, seconds: str) -> str:

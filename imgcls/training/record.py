@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import yaml
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -19,26 +18,17 @@ from imgcls.runs.environment import environment
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import add_metrics, add_summary, best_row, read_metrics, row_values, write_skipped
 from imgcls.system.files import write_atomic, write_json
+from imgcls.training.trainer import best_checkpoint, logged
 
 
 class RunLogger(Logger):
     """Writes metrics.csv as they happen; always on, beside any other logger."""
 
+    name, version, save_dir = "run", "", ""
+
     def __init__(self, run: RunFolder) -> None:
         super().__init__()
-        self.run = run
-
-    @property
-    def name(self) -> str:  # noqa: D102
-        return "run"
-
-    @property
-    def version(self) -> str:  # noqa: D102
-        return self.run.path.name
-
-    @property
-    def save_dir(self) -> str:  # noqa: D102
-        return str(self.run.path)
+        self.run, self.version, self.save_dir = run, run.path.name, str(run.path)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # noqa: D102
@@ -104,21 +94,15 @@ class RunRecord(Callback):
         if self.kept is not None:
             self.kept.setTarget(LogFile(self.run.log))
         sizes = {part: len(index) for part, (_, index) in data.parts.items()}
-        record = {
-            "class": type(data).__name__,
-            "class_names": data.class_names,
-            **data.fingerprint,
-            "images": sizes,
-        }
-        accelerators = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        record = {"class": type(data).__name__, "class_names": data.class_names, **data.fingerprint, "images": sizes}
         hardware = {
-            "accelerators": accelerators,
+            "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "processes": trainer.world_size,
             "threads": torch.get_num_threads(),
             "precision": trainer.precision,
         }
-        folders = {"config_folders": self.config_folders}
-        write_json(self.run.environment, environment(self.seed, record, hardware) | folders)
+        facts = environment(self.seed, record, hardware)
+        write_json(self.run.environment, facts | {"config_folders": self.config_folders})
         self._skipped(trainer)
 
     def _config(self, data: ImageDataModule) -> str:
@@ -134,7 +118,7 @@ class RunRecord(Callback):
     on_train_start = on_train_epoch_start  # a run that resumes in the middle of an epoch starts there
 
     def on_train_batch_end(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         now = time.perf_counter()
         self.train_seconds += now - self._since  # up to here: validation and checkpoints come after it
@@ -147,24 +131,22 @@ class RunRecord(Callback):
         if not trainer.is_global_zero:
             return
         rows = read_metrics(self.run)
-        summary: dict[str, float | int | None]
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor:
-            best = best_row(rows, checkpoint.monitor, checkpoint.mode)
-            summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])} if best else {}
-        else:
-            validated = [row for row in rows if row["split"] == "val"]
-            summary = dict(row_values(validated[-1])) if validated else {}
-        last = next((row for row in reversed(rows) if row["split"] == "train"), None)
-        summary |= {k: v for k, v in row_values(last).items() if k != "train/lr"} if last else {}
-        speed = self.images / self.train_seconds if self.train_seconds else None
+        last = {row["split"]: row for row in rows}
+        summary: dict[str, float | int | None] = {}
+        if checkpoint := best_checkpoint(trainer):
+            if best := best_row(rows, str(checkpoint.monitor), checkpoint.mode):
+                summary = {**row_values(best), "fit/best_epoch": int(best["epoch"])}
+        elif "val" in last:
+            summary = {**row_values(last["val"])}
+        if "train" in last:
+            summary |= {k: v for k, v in row_values(last["train"]).items() if k != "train/lr"}
         summary |= {
             "fit/epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "fit/seconds": self.seconds,
-            "fit/images_per_second": speed,
+            "fit/images_per_second": self.images / self.train_seconds if self.train_seconds else None,
         }
         add_summary(self.run, summary)
-        self._report(trainer)
+        write_report(self.run)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._since = time.perf_counter()
@@ -182,20 +164,14 @@ class RunRecord(Callback):
     def _summarize(self, trainer: Trainer, prefix: str) -> None:
         if trainer.is_global_zero:
             self._skipped(trainer)
-            metrics = trainer.callback_metrics
-            add_summary(self.run, {k: v.item() for k, v in metrics.items() if k.startswith(prefix)})
-            self._report(trainer)
-
-    def _report(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
+            add_summary(self.run, logged(trainer, prefix))
             write_report(self.run)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Write an epoch's row before the checkpoint that ends it: after a kill between the two it would be missing."""
         epoch: Any = trainer.fit_loop.epoch_progress.current
         if trainer.is_global_zero and epoch.processed > epoch.completed:
-            metrics = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-            add_metrics(self.run, metrics, trainer.current_epoch, trainer.global_step)
+            add_metrics(self.run, logged(trainer, "train/"), trainer.current_epoch, trainer.global_step)
 
     def state_dict(self) -> dict[str, float]:
         """Time and images so far, so that a resumed run reports its whole length."""

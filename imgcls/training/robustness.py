@@ -52,8 +52,7 @@ class Robustness(Callback):
             raise UserError(f"--robustness_baseline {self.baseline['run']}: was tested on other images than this run")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        cells = {v.__name__: [self._measure(trainer, pl_module, data, v, s) for s in SEVERITIES] for v in VARIATIONS}
+        cells = {v.__name__: [self._measure(trainer, pl_module, v, s) for s in SEVERITIES] for v in VARIATIONS}
         if not trainer.is_global_zero:
             return
         clean = trainer.callback_metrics["test/acc"].item()
@@ -68,10 +67,9 @@ class Robustness(Callback):
         save(robustness_figure(cells, clean, self.baseline), self.run.figures / "test_robustness.png")
 
     @torch.no_grad()
-    def _measure(
-        self, trainer: Trainer, model: Any, data: ImageDataModule, variation: Variation, severity: int
-    ) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, model: Any, variation: Variation, severity: int) -> dict[str, float]:
         """Accuracy, expected calibration error (15 bins) and mean negative log-likelihood over all processes."""
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source, index = data.parts["test"]
         scores = Scores(data.num_classes, "robust").to(model.device)
         starts = range(0, len(index), BATCH)

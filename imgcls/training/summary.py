@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 
 from imgcls.errors import printable
 from imgcls.evaluate.accuracy import interval
@@ -99,11 +99,8 @@ def _metrics_table(metrics: dict[str, Any], parts: Sequence[str], robustness: bo
             cells.setdefault(metric, {})[part] = value
         elif part == "robust" and robustness:
             cells[name] = {"test": value}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for part in parts:
-        table.add_column(part, justify="right", no_wrap=True)
-    table.add_column("", style="dim")
+    columns = [Column(part, justify="right", no_wrap=True) for part in parts]
+    table = Table("", *columns, Column(style="dim"), box=box.SIMPLE_HEAD, pad_edge=False)
     order = list(MEANING)
     for metric in sorted(cells, key=lambda name: (order.index(name) if name in order else len(order), name)):
         table.add_row(metric, *(_number(cells[metric], part) for part in parts), MEANING.get(metric, ""))
@@ -121,10 +118,9 @@ def _confused(predicted: Predictions, class_names: Sequence[str]) -> Table:
     prediction = predicted.logits.argmax(1)
     wrong = prediction != predicted.label
     pairs = Counter(zip(predicted.label[wrong].tolist(), prediction[wrong].tolist(), strict=True))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("most often confused", no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH)
-    table.add_column("taken for", no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH)
-    table.add_column("images", justify="right")
+    titles = ("most often confused", "taken for")
+    columns = [Column(title, no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH) for title in titles]
+    table = Table(*columns, Column("images", justify="right"), box=box.SIMPLE_HEAD, pad_edge=False)
     for (label, taken_for), images in pairs.most_common(CONFUSED):
         names = (printable(class_names[k]) for k in (label, taken_for))
         table.add_row(*names, f"{images:,} of {(predicted.label == label).sum():,}")

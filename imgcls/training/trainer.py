@@ -3,7 +3,9 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import lightning
+import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imgcls.errors import UserError
 
@@ -16,6 +18,25 @@ def with_days(duration: Any) -> Any:
 def limited(batches: int, limit: int | float) -> int:
     """So many of the batches as a limit of the trainer's leaves, a number or a share."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def best_checkpoint(trainer: lightning.Trainer) -> ModelCheckpoint | None:
+    """The checkpoint that is kept for the best epoch, if there is one."""
+    checkpoint = trainer.checkpoint_callback
+    return checkpoint if isinstance(checkpoint, ModelCheckpoint) and checkpoint.monitor else None
+
+
+def logged(trainer: lightning.Trainer, prefix: str) -> dict[str, float]:
+    """The last values that were logged under names which begin so."""
+    return {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def from_all(trainer: lightning.Trainer, mine: Any) -> list[Any]:
+    """The object of each process, on each process."""
+    shares = [mine] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(shares, mine)
+    return shares
 
 
 class Trainer(lightning.Trainer):
