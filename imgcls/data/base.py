@@ -4,41 +4,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
-from imgcls.data.options import (
-    check_ranges,
-    normalize,
-    per_channel,
-    refuse_another_sampler,
-    refuse_other_data,
-    seed_step,
-)
-from imgcls.data.sampling import EvalBatches, TrainBatches, balanced
+from imgcls.data.on_device import DeviceBatches
+from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
+from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
 from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
-from imgcls.images.sources import Batch, Part, Source
+from imgcls.images.sources import Part, Source
 from imgcls.images.value_range import measured_range
 
 Parts = dict[Part, tuple[Source, np.ndarray]]
 
 
-class ImageDataModule(LightningDataModule, ABC):
+class ImageDataModule(DeviceBatches, ABC):
     """Batches of images for training, validation and test, augmented and normalised on the device.
 
     A new kind of source is one class in one file: it sets `class_names`, defines `open`, and overrides
     `has_official` if it has no test part of its own. Batches are
     `{"image": (B, C, H, W), "label": (B,) int64 or (B, K) float32, "index": (B,) int64}`. Loaders yield uint8
-    images; `on_after_batch_transfer` turns them into normalised float ones, training batches after augmentation.
+    images; `DeviceBatches` turns them into normalised float ones, training batches after augmentation.
 
     The test part cannot be reached from `fit`: it is not in `parts` then. Where a source has no validation or no test
     part of its own, one is carved from its training part, stratified by class.
@@ -205,11 +197,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         pool = self._require(self.open("train"), "training")
         official_val = self.open("val") if self.has_official("val") else None
-        return (
-            (JoinedSource(pool, official_val), None)
-            if self.folds and official_val is not None
-            else (pool, official_val)
-        )
+        if self.folds and official_val is not None:
+            return JoinedSource(pool, official_val), None
+        return pool, official_val
 
     def setup_training_parts(self) -> None:
         """Open the training and validation parts; their images are not checked."""
@@ -309,54 +299,9 @@ class ImageDataModule(LightningDataModule, ABC):
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def on_before_batch_transfer(self, batch: Batch | UserError, dataloader_idx: int) -> Batch:
-        """Raise here what a worker met, so that the user sees one line and not a worker's traceback."""
-        if isinstance(batch, UserError):
-            raise batch
-        return batch
-
-    @torch.no_grad()
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """uint8 images (B, C, H, W) to normalised float ones of the model's dtype, augmented while training."""
-        trainer = self.trainer
-        assert trainer is not None
-        image, label, dtype = batch["image"], batch["label"], trainer.lightning_module.dtype
-        if trainer.training:
-            # One seed a step: each rank has random numbers of its own (after seed_everything all would have the
-            # same), and a resumed run has those of the uninterrupted one, dropout included.
-            step = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            seed_step(self.step_seed(trainer.current_epoch, step, trainer.global_rank), image.device)
-        if image.ndim == 3:  # cached features (B, 1 + views, F), see use_features
-            if trainer.training and image.shape[1] > 1:
-                view = torch.randint(image.shape[1], (len(image),)).to(image.device)
-                image = image[torch.arange(len(image), device=image.device), view, None]
-            return {**batch, "image": image[:, 0].to(dtype)}
-        image, label = self.prepare(image, label) if trainer.training else (self.normalize(image), label)
-        return {**batch, "image": image.to(dtype), "label": label}
-
-    @torch.no_grad()
-    def prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """A training batch as the model takes it: uint8 images (B, C, H, W) augmented and normalised, and labels."""
-        if self.augment is not None:
-            return self.augment.normalized(image, label, self.normalize)
-        return self.normalize(image), label
-
-    def step_seed(self, *position: int) -> int:
-        """A seed for torch that follows from the run's seed and a position in the run."""
-        return int(np.random.SeedSequence((self.seed, *position)).generate_state(1, np.uint64)[0] >> 1)
-
-    def normalize(self, image: Tensor) -> Tensor:
-        """uint8 or float32 in [0, 1], (B, C, H, W), to float32 of mean 0 and deviation 1 per channel."""
-        return normalize(image, self.mean, self.std)
-
     def state_dict(self) -> dict[str, Any]:
         """Class names, fingerprints and the position in the training order, for the checkpoint."""
-        done = (0, 0)
-        if self.trainer:
-            loop: Any = self.trainer.fit_loop
-            under_way = loop.epoch_progress.current.started > loop.epoch_progress.current.completed
-            done = (self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.processed if under_way else 0)
-        return {"class_names": self.class_names, "fingerprint": self.fingerprint, "position": list(done)}
+        return {"class_names": self.class_names, "fingerprint": self.fingerprint, "position": position(self.trainer)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the position up again.

@@ -51,9 +51,8 @@ class BatchDataset(Dataset):
             return self.source.images([number], self.resize_crop)[0]
         except BrokenImage as error:
             broken.append((number, error.reason))
-            return torch.zeros(
-                self.resize_crop.channels, self.resize_crop.crop, self.resize_crop.crop, dtype=torch.uint8
-            )
+            channels, side = self.resize_crop.channels, self.resize_crop.crop
+            return torch.zeros(channels, side, side, dtype=torch.uint8)
 
 
 def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> DataLoader:

@@ -1,6 +1,7 @@
 """Which image comes when: the order of an epoch, and the share of a process."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from torch.utils.data import SequentialSampler
@@ -161,3 +162,12 @@ class EvalBatches(SequentialSampler):
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         for start in range(0, len(self.positions), self.batch_size):
             yield list(self.positions[start : start + self.batch_size])
+
+
+def position(trainer: Any) -> list[int]:
+    """Epoch of a Lightning Trainer, and the batches done of it if it is under way: where a resumed run goes on."""
+    if not trainer:
+        return [0, 0]
+    loop = trainer.fit_loop
+    under_way = loop.epoch_progress.current.started > loop.epoch_progress.current.completed
+    return [trainer.current_epoch, loop.epoch_loop.batch_progress.current.processed if under_way else 0]

@@ -69,12 +69,7 @@ KNOWN = {
     "KMNIST": Known(10, size=28, channels=1, stats=((0.1918,), (0.3483,))),
     "QMNIST": Known(10, size=28, channels=1, stats=((0.1307,), (0.3081,))),
     "EMNIST": Known(
-        47,
-        size=28,
-        channels=1,
-        stats=((0.1751,), (0.3332,)),
-        options={"split": "balanced"},
-        classes_by=EMNIST_CLASSES,
+        47, size=28, channels=1, stats=((0.1751,), (0.3332,)), options={"split": "balanced"}, classes_by=EMNIST_CLASSES
     ),
     "USPS": Known(10, size=16, channels=1),
     "CIFAR10": Known(10, size=32, stats=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))),

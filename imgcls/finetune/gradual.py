@@ -23,11 +23,7 @@ class Gradual(FineTune):
     """
 
     def __init__(
-        self,
-        epochs: int = 1,
-        blocks: int | None = 1,
-        backbone_scale: float = 1.0,
-        freeze_statistics: bool = False,
+        self, epochs: int = 1, blocks: int | None = 1, backbone_scale: float = 1.0, freeze_statistics: bool = False
     ) -> None:
         super().__init__(backbone_scale, freeze_statistics)
         if epochs < 1 or (blocks is not None and blocks < 1):

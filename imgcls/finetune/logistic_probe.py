@@ -33,9 +33,7 @@ class LogisticProbe(FineTune):
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         return [None] * len(stages)
 
-    def solve(  # noqa: D102
-        self, head: nn.Module, train: Features, val: Features | None
-    ) -> dict[str, float]:
+    def solve(self, head: nn.Module, train: Features, val: Features | None) -> dict[str, float]:  # noqa: D102
         assert isinstance(head, nn.Linear)
         feature = train.feature.flatten(0, 1)
         label = train.label.repeat_interleave(train.feature.shape[1])

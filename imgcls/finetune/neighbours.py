@@ -80,9 +80,7 @@ class Neighbours(FineTune):
     def head(self, num_features: int, num_classes: int) -> nn.Module:  # noqa: D102
         return Vote(num_features, num_classes, self.k[0], self.temperature)
 
-    def solve(  # noqa: D102
-        self, head: nn.Module, train: Features, val: Features | None
-    ) -> dict[str, float]:
+    def solve(self, head: nn.Module, train: Features, val: Features | None) -> dict[str, float]:  # noqa: D102
         assert isinstance(head, Vote)
         head.feature = F.normalize(train.feature.flatten(0, 1))
         head.label = train.label.repeat_interleave(train.feature.shape[1])

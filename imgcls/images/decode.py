@@ -227,10 +227,9 @@ def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
 
 def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
     """The same for uint8 images of one shape that are already decoded, (B, C, H, W)."""
-    if image.shape[1] != resize_crop.channels:
-        image = (
-            tv.rgb_to_grayscale(image) if resize_crop.channels == 1 else image.expand(-1, resize_crop.channels, -1, -1)
-        )
+    channels = resize_crop.channels
+    if image.shape[1] != channels:
+        image = tv.rgb_to_grayscale(image) if channels == 1 else image.expand(-1, channels, -1, -1)
     if resize_crop.crop and image.shape[-2:] != (resize_crop.crop, resize_crop.crop):
         width, height = _resized(image.shape[-1], image.shape[-2], resize_crop)
         image = tv.resize(image, [height, width], tv.InterpolationMode(resize_crop.interpolation), antialias=True)

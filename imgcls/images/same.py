@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from imgcls.images.sources import Source
 
@@ -22,12 +21,9 @@ def same_images(source: Source, index: Sequence[int], other: Source, other_index
 
 
 def _sizes(source: Source, index: Sequence[int]) -> list[int] | None:
-    paths: list[Path] = []
-    for number in index:
-        path = source.file(number)
-        if path is None:
-            return None
-        paths.append(path)
+    paths = [path for number in index if (path := source.file(number)) is not None]
+    if len(paths) < len(index):
+        return None
     return [path.stat().st_size if path.is_file() else -1 for path in paths]
 
 

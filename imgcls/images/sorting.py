@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -59,11 +60,10 @@ def sort_files(
     Raises:
         UserError: The folder cannot be written, or not linked to.
     """
-    names = dict(
-        zip(class_names, folder_names(class_names, [UNSURE] if min_confidence is not None else []), strict=True)
-    )
+    taken = [UNSURE] if min_confidence is not None else []
+    names = dict(zip(class_names, folder_names(class_names, taken), strict=True))
     given, last = set[str](), dict[str, int]()  # places of this round; the last number that a name got
-    count = unsure = 0
+    total = unsure = 0
     for file, class_name, confidence in files:
         is_unsure = min_confidence is not None and confidence < min_confidence
         place = folder / (UNSURE if is_unsure else names[class_name])
@@ -81,8 +81,8 @@ def sort_files(
                 _put(file, target, link)
         except OSError as error:
             raise UserError(f"--sort_into {folder}: {_reason(error, file, link)}") from error
-        count, unsure = count + 1, unsure + is_unsure
-    return count, unsure
+        total, unsure = total + 1, unsure + is_unsure
+    return total, unsure
 
 
 def _put(file: Path, target: Path, link: Link | None) -> None:
@@ -119,8 +119,5 @@ def _safe(name: str) -> str:
 
 
 def _free(name: str, used: set[str]) -> str:
-    number, candidate = 1, name
-    while candidate.casefold() in used:
-        number += 1
-        candidate = f"{name}-{number}"
-    return candidate
+    candidates = chain([name], (f"{name}-{number}" for number in count(2)))
+    return next(candidate for candidate in candidates if candidate.casefold() not in used)

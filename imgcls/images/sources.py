@@ -252,15 +252,12 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, 0)
 
 
-class ItemSource(Source):
+class ItemSource(EncodedSource):
     """A data set that yields (PIL image, label) by number."""
 
     def __init__(self, items: Dataset[tuple[Image.Image, Any]], label: np.ndarray, part: str) -> None:
         super().__init__(label, NumberedNames(part, len(label)))
         self.items = items
-
-    def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
-        return stack([self._image(number, resize_crop) for number in index])
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         return encode(self.items[number][0])
