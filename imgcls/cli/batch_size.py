@@ -4,11 +4,11 @@ import copy
 import logging
 import os
 import statistics
-import time
 
 import torch
 
 from imgcls.classifier import Classifier
+from imgcls.cli.measuring import now
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 
@@ -65,11 +65,9 @@ def _seconds_of_a_step(model: Classifier, data: ImageDataModule, size: int, devi
     optimizer = model.build_optimizer()
     seconds = []
     for _ in range(4):
-        started = time.perf_counter()
+        started = now(device)
         model.loss(model(image), label, None).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(now(device) - started)
     return statistics.median(seconds[1:])

@@ -1,19 +1,18 @@
 """What a training would do and take, and what would go wrong, without one."""
 
 import math
-import resource
-import sys
-import time
 from datetime import timedelta
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
 from lightning import Trainer
 
 from imgcls.classifier import Classifier
+from imgcls.cli.measuring import now, peak_memory
 from imgcls.data.base import ImageDataModule
 from imgcls.data.options import seed_step, short
+from imgcls.training.progress import count_parameters
 
 STEPS = 4  # of which the first warms up
 
@@ -43,8 +42,8 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
     if model.finetune.views is None:
         steps, batches = model.total_steps() * trainer.accumulate_grad_batches, len(data.train_dataloader())
         epochs = math.ceil(steps / batches)
-        loss, seconds = _steps(trainer, model, data, device)
-        train, tried = steps * seconds, f"loss {loss:.3g}, {1000 * seconds:.0f} ms"
+        loss, step = _steps(trainer, model, data, device)
+        train, tried = steps * step, f"loss {loss:.3g}, {1000 * step:.0f} ms"
         plan = f"{epochs} epochs, {steps:,} batches of {data.batch_size} images"
     else:
         once = _pass(trainer, model, data, device, "train")
@@ -63,18 +62,11 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
     ]
 
 
-def peak_memory(device: torch.device) -> float:
-    """The most memory that was in use, of the device or on a CPU of the process, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def _steps(trainer: Trainer, model: Classifier, data: ImageDataModule, device: torch.device) -> tuple[float, float]:
     """Loss of the first step, and seconds of a step, its batch included."""
     model.train()
     optimizer = model.build_optimizer()
-    first, seconds, since = 0.0, [], time.perf_counter()
+    losses, times = [], [now(device)]
     for number, batch in enumerate(islice(data.train_dataloader(), STEPS)):
         seed_step(data.step_seed(0, number), device)
         image, label = data.prepare(batch["image"].to(device), batch["label"].to(device))
@@ -83,10 +75,9 @@ def _steps(trainer: Trainer, model: Classifier, data: ImageDataModule, device: t
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        first = loss.item() if number == 0 else first
-        seconds.append(time.perf_counter() - since)
-        since = time.perf_counter()
-    return first, min(seconds)
+        losses.append(loss.item())
+        times.append(now(device))
+    return losses[0], min(after - before for before, after in pairwise(times))
 
 
 @torch.no_grad()
@@ -96,13 +87,14 @@ def _pass(trainer: Trainer, model: Classifier, data: ImageDataModule, device: to
     if not len(index):
         return 0.0
     model.eval()
-    seconds, since = [], time.perf_counter()
+    sizes, times = [], [now(device)]
     for batch in islice(data.ordered_batches(part, augmented=False), STEPS):
         with trainer.precision_plugin.val_step_context():
-            model.logits(data.normalize(batch["image"].to(device)).to(model.dtype)).cpu()
-        seconds.append((time.perf_counter() - since) / len(batch["index"]))
-        since = time.perf_counter()
-    return min(seconds) * len(index)
+            model.logits(data.normalize(batch["image"].to(device)).to(model.dtype))
+        sizes.append(len(batch["index"]))
+        times.append(now(device))
+    spans = (after - before for before, after in pairwise(times))
+    return min(span / size for span, size in zip(spans, sizes, strict=True)) * len(index)
 
 
 def _images(data: ImageDataModule) -> str:
@@ -113,8 +105,7 @@ def _images(data: ImageDataModule) -> str:
 
 
 def _parameters(model: Classifier) -> str:
-    total = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained, total = count_parameters(model)
     later = sum(p.numel() for p in model.frozen_parameters)
     how = f"{type(model.finetune).__name__} trains {trained:,}" + (f", {later:,} of them later" if later else "")
     return f"{type(model.backbone).__name__}, {total:,} parameters; {how}"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning import Callback, LightningModule
 from lightning.pytorch.callbacks import Timer, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from imgcls.classifier import Classifier
+from imgcls.cli.measuring import now
 from imgcls.cli.quiet import silence
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
@@ -65,9 +65,7 @@ class _Clock(Callback):
         self.at: dict[str, float] = {}
 
     def _note(self, name: str, module: LightningModule) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        self.at[name] = time.perf_counter()
+        self.at[name] = now(module.device)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._note("begin", pl_module)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib.util import find_spec
 
+from imgcls.cli.columns import print_columns
 from imgcls.errors import UserError, near
 
 Row = tuple[str, str, str, str, str]
@@ -22,9 +23,7 @@ def main(words: list[str]) -> int:
     if len(rows) == 1:
         known = [name for _, name, *_ in (*_torchvision("*"), *_timm("*"))]
         raise UserError(f"backbones: no name matches {options.pattern!r}{near(options.pattern, known)}")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    print_columns(rows)
     return 0
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 from torch import Tensor
 
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
-from imgcls.cli.dry_run import peak_memory
 from imgcls.cli.lightning import LightningVerb
+from imgcls.cli.measuring import now, peak_memory
 from imgcls.cli.quiet import finish_wandb, silence
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
@@ -200,9 +200,7 @@ class _Clock(Callback):
 
 
 def _clocks(device: torch.device) -> np.ndarray:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return np.array([time.perf_counter(), time.process_time()])
+    return np.array([now(device), time.process_time()])
 
 
 def _summary(seconds: dict[str, np.ndarray], images: int, steps: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from imgcls.cli.columns import print_columns
 from imgcls.errors import UserError
 from imgcls.runs.run import find_runs
 from imgcls.science.comparison import compare, tested_on
@@ -70,8 +71,6 @@ def print_comparison(result: dict[str, Any]) -> None:
             about = f"{Estimate(**row['difference']):+.4f}", p_value_text(row["adjusted_p"], 4), row["verdict"]
         mean = f"{Estimate(**row['mean']):.4f}"
         rows.append((str(row["number"]), row["name"], str(len(row["scores"])), mean, *about))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for line in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    print_columns(rows)
     for note in result["notes"]:
         print(f"\nnote: {note}")

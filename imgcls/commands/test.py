@@ -50,7 +50,7 @@ class Test(LightningVerb):
             raise UserError(f"--name {name}: goes with other data than the run's, such as --data.root=DIR")
         if name is not None and (name in METRICS or name != printable(Path(name).name)):
             raise UserError(f"--name {name}: give a name for a folder that is not {', '.join(METRICS)}")
-        if isinstance(data, LabelledSet):
+        if isinstance(data, LabelledSet) and self.other_data:
             data.data.prepare_data()
             trained_on = read_json(self.tested_run.environment)["data"]
             if data.is_data_of(trained_on):
@@ -58,7 +58,7 @@ class Test(LightningVerb):
                 self.datamodule = data.data
             else:
                 data.unknown_classes = self.config.unknown_classes
-                self.run = self.tested_run.evaluation_on(name or _name_of(data))
+                self.run = self.tested_run.evaluation_on(name or _name_of(self.other_data))
         return super().instantiate_trainer(**kwargs)
 
     def callbacks(self) -> list[Callback]:  # noqa: D102
@@ -132,9 +132,12 @@ class Test(LightningVerb):
         add_summary(self.run, {"test/unknown_images": unknown, "test/acc_with_unknown": acc})
 
 
-def _name_of(data: LabelledSet) -> str:
-    """A name for the results, by the place of the images."""
-    place = Path(getattr(data.data, "table", None) or data.data.root or type(data.data).__name__).resolve()
+def _name_of(config: dict[str, Any]) -> str:
+    """A name for the results, by the place of the images that a config of a LabelledSet names."""
+    section = config["init_args"]["data"]
+    options = section["init_args"]
+    kind = section["class_path"].rpartition(".")[2]
+    place = Path(options.get("table") or options.get("root") or kind).expanduser().resolve()
     above = [f"{place.parent.name}-"] if part_named(place.stem) or place.stem == "images" else []
     return "".join([*above, place.stem])
 

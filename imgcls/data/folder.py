@@ -6,14 +6,14 @@ import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.options import short
-from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes
+from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes, taken_in_words
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import Skipped
 from imgcls.images.listing import has_images, images_directly_in, list_images, subfolders
 from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
-Parts = Literal["auto", "named", "none"]
+PartsBy = Literal["auto", "named", "none"]
 
 
 class FolderData(ImageDataModule):
@@ -34,7 +34,7 @@ class FolderData(ImageDataModule):
 
     root: Path
 
-    def __init__(self, parts: Parts = "auto", **kwargs: Any) -> None:
+    def __init__(self, parts: PartsBy = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.root is None:
             raise UserError("--data.root: give the folder of the images")
@@ -54,7 +54,7 @@ class FolderData(ImageDataModule):
                 refuse_parts_for_classes(folder, names)
         self._classes = sorted({name for names in found.values() for name in names})  # as the file system writes them
         if self.on_error == "skip":
-            empty = [name for name in self._classes if not any(list_images(folder / name) for folder in found)]
+            empty = [name for name in self._classes if not any(has_images(folder / name) for folder in found)]
             self._classes = [name for name in self._classes if name not in empty]
             for name in empty:
                 self._skip("train", next(iter(found)) / name, "the folder has no images")
@@ -76,9 +76,9 @@ class FolderData(ImageDataModule):
         def count(part: Part) -> int:
             return sum(len(found) for found in self._images(part).values())
 
-        taken = [f"{part} from {printable(folder.name)} ({count(part)})" for part, folder in self.folders.items()]
-        taken = taken or [f"{count('train')}, not divided into parts"]
-        log.info(f"images in {self._inner}: {', '.join(taken)}; classes: {short(self.class_names)}")
+        taken = taken_in_words({part: (folder.name, count(part)) for part, folder in self.folders.items()})
+        taken = taken or f"{count('train')}, not divided into parts"
+        log.info(f"images in {self._inner}: {taken}; classes: {short(self.class_names)}")
         above = [folder for folder in (self._inner, *self._inner.parents) if folder.is_relative_to(self.root)]
         loose = {folder: images_directly_in(folder) for folder in (*above, *self.folders.values())}
         if any(loose.values()):
@@ -120,7 +120,7 @@ class FolderData(ImageDataModule):
         return self._listed[part]
 
 
-def folders_of(root: Path, parts: Parts) -> tuple[Path, dict[Part, Path]]:
+def folders_of(root: Path, parts: PartsBy) -> tuple[Path, dict[Part, Path]]:
     """The folder within `root` that holds classes or parts, and the folders of the parts, {} without any."""
     if parts == "none":
         return root, {}
@@ -128,7 +128,7 @@ def folders_of(root: Path, parts: Parts) -> tuple[Path, dict[Part, Path]]:
     return inner, part_folders(inner, pass_over=parts == "named")
 
 
-def names_classes(root: Path, parts: Parts) -> bool:
+def names_classes(root: Path, parts: PartsBy) -> bool:
     """Whether at least two folders of images could be classes: one alone tells nothing apart."""
     inner, folders = folders_of(root, parts)
     top = folders.get("train", inner)

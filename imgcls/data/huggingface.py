@@ -8,7 +8,7 @@ import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.options import short
-from imgcls.data.parts import NAMES, part_named
+from imgcls.data.parts import NAMES, part_named, taken_in_words
 from imgcls.data.table import class_order
 from imgcls.errors import UserError, near, one_line
 from imgcls.images.checking import Skipped, first_of
@@ -61,6 +61,7 @@ class HuggingFaceData(ImageDataModule):
         labels = labels or [c for c, feature in features.items() if c.lower() in LABELS and _is_plain(feature)]
         self.label_column = self._column("label_column", label_column, labels)
         self._label: dict[Part, np.ndarray] = {}
+        self._said = False
         kind = features[self.label_column]
         if hasattr(kind, "names"):
             self.class_names = list(kind.names)
@@ -76,10 +77,12 @@ class HuggingFaceData(ImageDataModule):
 
     def prepare_data(self) -> None:
         """Say once, in one process, which splits were taken for what."""
-        taken = [
-            f"{p} from {split} ({len(self._items[p])})" for p, split in self.splits.items() if self.has_official(p)
-        ]
-        log.info(f"images of {self.name}: {', '.join(taken)}; classes: {short(self.class_names)}")
+        if self._said:
+            return
+        self._said = True
+        official = {part: split for part, split in self.splits.items() if self.has_official(part)}
+        taken = taken_in_words({part: (split, len(self._items[part])) for part, split in official.items()})
+        log.info(f"images of {self.name}: {taken}; classes: {short(self.class_names)}")
         over = [f"{split} (labels hidden)" for split in self._hidden] + self._others
         if over:
             log.warning(f"{self.name}: passed over the splits {', '.join(over)}; --data.splits names those of parts")

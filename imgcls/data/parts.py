@@ -1,6 +1,7 @@
 """Training, validation and test by the names that people give them: of folders, and in tables."""
 
 import re
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def part_named(name: str) -> Part | None:
     words = re.findall("[^\\W\\d_]+", re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower())
     telling = {word.removesuffix("set") for word in words if word not in BESIDE}
     return BY_NAME.get(telling.pop()) if len(telling) == 1 else None
+
+
+def taken_in_words(taken: Mapping[Part, tuple[str, int]]) -> str:
+    """From what each part was taken, and how many images it has."""
+    return ", ".join(f"{part} from {printable(name)} ({count})" for part, (name, count) in taken.items())
 
 
 def part_folders(root: Path, pass_over: bool = False) -> dict[Part, Path]:

@@ -159,8 +159,7 @@ class EpochTable(Callback):
         name, *parts = parts_of(self.run.read_config())
         counts = " and ".join(f"{len(index):,} {part}" for part, (_, index) in data.parts.items() if len(index))
         size = f"{data.channels} × {data.image_size} × {data.image_size}"
-        every = sum(p.numel() for p in pl_module.parameters())
-        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        trained, every = count_parameters(pl_module)
         where = printable(str(data.root)) if data.root else name
         self._say("data", f"{where}: {counts} images of {data.num_classes:,} classes, {size}")
         self._say("model", f"{', '.join(parts)}: {trained:,} of {every:,} parameters trained")
@@ -219,6 +218,12 @@ class EpochTable(Callback):
         self.since, self.validated, self.ended = time.monotonic(), False, False
 
     on_train_epoch_start = on_train_end = _show  # type: ignore[assignment]
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """How many values of a model are trained, and how many it has."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
 def total_batches(trainer: Trainer) -> float:
