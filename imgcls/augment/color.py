@@ -123,7 +123,7 @@ class ColorJitter(ByImage):
 
     def plan_of(self, factor_B4: Tensor, order: Sequence[int], channels: int) -> Parameters:
         """What `steps` needs, on the CPU, to change images by factors of brightness, contrast, saturation and hue."""
-        plan = {"order": order, "factor": factor_B4, "luma": luma(channels), "rest": 1 - factor_B4[:, 1]}
+        plan: Parameters = {"order": order, "factor": factor_B4, "luma": luma(channels), "rest": 1 - factor_B4[:, 1]}
         if 2 in order:
             kept_B11 = factor_B4[:, 2, None, None]
             plan["mixture"] = kept_B11 * torch.eye(channels) + (1 - kept_B11) * plan["luma"]
