@@ -13,7 +13,7 @@ from imgcls.augment.color import ColorJitter
 from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.pipeline import Kornia, Pipeline
-from imgcls.augment.policy import RandAugment, TrivialAugmentWide
+from imgcls.augment.policy import AutoAugment, RandAugment, TorchvisionRandAugment, TrivialAugmentWide
 from imgcls.augment.warp import AFFINE, FLIPS, Warp
 
 Way = Callable[[Tensor, Tensor], Any]
@@ -81,5 +81,7 @@ TORCHVISION: Counterparts = {
     ColorJitter: _torchvision_jitter,
     RandomErasing: lambda o: v2.RandomErasing(o.kornia.p, o.kornia.scale, o.kornia.ratio),
     TrivialAugmentWide: lambda o: v2.TrivialAugmentWide(),
+    TorchvisionRandAugment: lambda o: v2.RandAugment(o.count, o.magnitude),
+    AutoAugment: lambda o: v2.AutoAugment(v2.AutoAugmentPolicy(o.policy)),
     RandAugment: lambda o: v2.RandAugment(o.count, 9),
 }
