@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -11,6 +12,7 @@ from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
 from imgcls.data.on_device import DeviceBatches
 from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
+from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
 from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
@@ -40,6 +42,7 @@ class ImageDataModule(DeviceBatches, ABC):
         check_test: Whether test images are checked before training, as those of a run that ends with a test.
         problems: What `open` found that cannot be used; images that cannot be read are named with it.
         skipped: What was left out of the parts that were checked.
+        device: Where loaders put batches while no Trainer says it. None: batches stay where they were fetched.
 
     Args:
         root: Folder of the data.
@@ -69,7 +72,8 @@ class ImageDataModule(DeviceBatches, ABC):
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
-            on disk, for all processes and later runs; `none` decodes in each epoch.
+            on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
+            validation images in the memory of each process's device, as uint8, so that batches are picked there.
         on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
             step and names them; `skip` leaves them out and lists them in the run's folder.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
@@ -82,6 +86,7 @@ class ImageDataModule(DeviceBatches, ABC):
     native_channels: int = 3
     native_mean: Sequence[float] = (0.5,)
     native_std: Sequence[float] = (0.25,)
+    device: torch.device | None = None
 
     def __init__(
         self,
@@ -133,6 +138,7 @@ class ImageDataModule(DeviceBatches, ABC):
         self.problems: list[Skipped] = []
         self._test: tuple[Source, np.ndarray] | None = None
         self._resume_at, self.predict_from = (0, 0), 0
+        self._resident: dict[Part, ResidentBatches] = {}
 
     @property
     def num_classes(self) -> int:
@@ -291,10 +297,19 @@ class ImageDataModule(DeviceBatches, ABC):
     def _loader(
         self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
     ) -> DataLoader:
+        return loader(self._dataset(part, resize_crop or self.resize_crop(part), go_on), batches, self.num_workers)
+
+    def _dataset(self, part: Part, resize_crop: ResizeCrop, go_on: bool) -> BatchDataset:
         source, index = self.parts[part]
-        resize_crop = resize_crop or self.resize_crop(part)
-        cached = self.caches.cached(source, index, resize_crop)
-        return loader(BatchDataset(cached, index, resize_crop, go_on), batches, self.num_workers)
+        device = self.trainer.strategy.root_device if self.trainer else self.device
+        dataset = BatchDataset(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on, device)
+        once = part == "test" or resize_crop != self.resize_crop(part)  # not worth the memory
+        if self.caches.where != "device" or device is None or once:
+            return dataset
+        if part not in self._resident or not self._resident[part].holds(dataset):
+            self._resident.pop(part, None)  # before its successor takes memory
+            self._resident[part] = ResidentBatches(dataset, self.num_workers)
+        return self._resident[part]
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

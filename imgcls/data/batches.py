@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -16,16 +17,32 @@ from imgcls.system.resources import cores
 class BatchDataset(Dataset):
     """Whole batches of a part: a list of positions in, a batch with uint8 images out.
 
+    Workers fetch a batch; the main process brings it to the device, and what it still lacks is made there.
+
+    Attributes:
+        resident: Whether the images are on the device already, so that there is nothing to fetch.
+
     Args:
         source: Where the images are.
         index: Which of them, (N,).
         resize_crop: How they are resized and cropped.
         go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
             list of (number, reason); else the batch is the error.
+        device: Where batches go. None: they stay where they were fetched.
     """
 
-    def __init__(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False) -> None:
+    resident = False
+
+    def __init__(
+        self,
+        source: Source,
+        index: np.ndarray,
+        resize_crop: ResizeCrop,
+        go_on: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
         self.source, self.index, self.resize_crop, self.go_on = source, index, resize_crop, go_on
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.index)
@@ -35,7 +52,7 @@ class BatchDataset(Dataset):
         broken: list[tuple[int, str]] = []
         try:
             image = self.source.inputs(index.tolist(), self.resize_crop)
-        except UserError as error:  # raised in the main process, see on_before_batch_transfer
+        except UserError as error:  # raised in the main process, see Loader
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
             image = stack([self._image(number, broken) for number in index.tolist()])
@@ -45,6 +62,10 @@ class BatchDataset(Dataset):
             "index": torch.from_numpy(index),
         }
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A fetched batch, complete and on the device."""
+        return batch if self.device is None or self.device.type == "cpu" else move_data_to_device(batch, self.device)
 
     def _image(self, number: int, broken: list[tuple[int, str]]) -> Tensor:
         try:
@@ -64,7 +85,7 @@ def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> 
         num_workers: Processes that decode. None: none for images in memory, else one per spare core, at most 8.
     """
     spare = 0 if dataset.source.in_memory else min(8, max(1, cores() - 1))
-    workers = spare if num_workers is None else num_workers
+    workers = 0 if dataset.resident else spare if num_workers is None else num_workers
     return Loader(
         dataset,
         sampler=batches,
@@ -76,11 +97,19 @@ def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> 
 
 
 class Loader(DataLoader):
-    """Begins to fetch when the first batch is asked for.
+    """Batches on the data set's device, fetched from when the first is asked for.
 
     Lightning asks for the iterator of a resumed run before it tells the sampler which epoch it is; processes that fetch
     ahead would take the images of another.
+
+    Raises:
+        UserError: What a worker met, so that the user sees one line and not a worker's traceback.
     """
 
+    dataset: BatchDataset
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield self.dataset.to_device(batch)

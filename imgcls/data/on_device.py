@@ -7,7 +7,6 @@ from torch import Tensor
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.options import normalize, seed_step
-from imgcls.errors import UserError
 from imgcls.images.sources import Batch
 
 
@@ -25,12 +24,6 @@ class DeviceBatches(LightningDataModule):
     mean: list[float]
     std: list[float]
     seed: int
-
-    def on_before_batch_transfer(self, batch: Batch | UserError, dataloader_idx: int) -> Batch:
-        """Raise here what a worker met, so that the user sees one line and not a worker's traceback."""
-        if isinstance(batch, UserError):
-            raise batch
-        return batch
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
