@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imgcls.augment.pipeline import Pipeline
 from imgcls.classifier import Classifier
-from imgcls.data import resident
+from imgcls.data import prefetch, resident
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
 from imgcls.errors import UserError
@@ -162,3 +162,115 @@ def test_verbs_work_from_device_memory(imgcls, verb, options):
     words = TINY if verb == "fit" else TINY[:2]
     code, _, err = imgcls(verb, *words, *options, "--data.cache=device")
     assert code == 0, err
+
+
+# ---- batches on their way ----
+
+
+class Fake(prefetch.SideStream):
+    """A stream on which a batch arrives when it is received: what is used before is blank."""
+
+    def __init__(self):
+        self.log = []
+
+    def send(self, to_device, batch):
+        batch = to_device(batch)
+        self.log.append(("send", batch["index"][0].item()))
+        return {name: torch.zeros_like(value) for name, value in batch.items()}, batch
+
+    def receive(self, batch, arrived):
+        self.log.append(("receive", arrived["index"][0].item()))
+        return {name: value.copy_(arrived[name]) for name, value in batch.items()}
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_two_batches_are_on_their_way_when_one_is_handed_over(count):
+    side, handed = Fake(), []
+    batches = [{"index": torch.tensor([k])} for k in range(count)]
+    for batch in prefetch.ahead(iter(batches), lambda batch: batch, side):
+        handed.append(batch["index"].item())
+        assert side.log[-1] == ("receive", handed[-1])
+        assert [k for what, k in side.log if what == "send"] == list(range(min(count, len(handed) + 2)))
+    assert handed == list(range(count)) and len(side.log) == 2 * count
+
+
+def test_the_stream_that_uses_a_batch_waits_for_that_batch_alone_and_keeps_its_memory(monkeypatch):
+    log, current = [], ["main"]
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            log.append((self.name, "record"))
+            return len(log)
+
+        def wait_event(self, event):
+            log.append((self.name, "wait", event))
+
+    class Entered:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            current.append(self.stream.name)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "stream", Entered)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(current[-1]))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append((self.item(), stream.name)))
+    side = prefetch.SideStream(torch.device("cuda", 0))
+    to_device = lambda batch: log.append((current[-1], "copy")) or batch  # noqa: E731
+    sent = [side.send(to_device, {"index": torch.tensor(k), "broken": [(k, "why")]}) for k in (5, 6)]
+    assert log == [("side", "copy"), ("side", "record")] * 2 and current == ["main"]
+    log.clear()
+    assert [side.receive(*one)["broken"] for one in sent] == [[(5, "why")], [(6, "why")]]
+    assert log == [("main", "wait", 2), (5, "main"), ("main", "wait", 4), (6, "main")]
+
+
+@pytest.mark.parametrize("cache", ["device", "memory"])
+def test_a_run_with_batches_on_their_way_is_the_same_and_resumes_bit_by_bit(imgcls, monkeypatch, cache):
+    words = [
+        *TINY,
+        "--trainer.max_epochs=3",
+        "--trainer.limit_train_batches=1.0",
+        "--data.train_fraction=0.04",
+        "--data.batch_size=32",
+    ]
+    words += ["--config", ROOT / "configs/augment/mix.yaml", f"--data.cache={cache}", "--test_after_fit=true"]
+    last, step = [], Classifier.training_step
+
+    def watched(self, batch, batch_idx):
+        last.append(self.trainer.is_last_batch)
+        if self.global_step == kill_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
+    kill_at = None
+    assert imgcls("fit", *words, "--run_dir=whole")[0] == 0
+    assert last == ([False] * (len(last) // 3 - 1) + [True]) * 3 and len(last) > 6
+    whole = last.copy()
+    last.clear()
+    side = Fake()
+    monkeypatch.setattr("imgcls.data.batches.side_stream", lambda device: side)
+    kill_at = len(whole) // 3 + 1
+    assert imgcls("fit", *words, "--run_dir=part")[0] == 143
+    kill_at = None
+    code, _, err = imgcls("fit", "--resume", "part", *QUIET)
+    assert code == 0, err
+    assert last == whole and len(side.log) > 2 * len(whole)
+    assert rows("part/metrics.csv") == rows("whole/metrics.csv")
+    assert same(weights("part/checkpoints/last.ckpt"), weights("whole/checkpoints/last.ckpt"))
+    assert rows("part/predictions/test.csv") == rows("whole/predictions/test.csv")
+
+
+def test_an_error_of_a_worker_is_raised_in_the_main_process_as_it_is(photos):
+    shutil.copytree(photos, "own")
+    data = ready(of_photos("own", cache="none", num_workers=2))
+    shutil.rmtree("own/blue bird")
+    with pytest.raises(UserError, match=r"^blue bird/\d\d.png: cannot be read as an image \(there is no such file\)"):
+        list(data.train_dataloader())

@@ -8,6 +8,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from imgcls.data.prefetch import ahead, side_stream
 from imgcls.errors import UserError
 from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
@@ -109,7 +110,10 @@ class Loader(DataLoader):
     dataset: BatchDataset
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield self.dataset.to_device(batch)
+        yield from ahead(map(_checked, super().__iter__()), self.dataset.to_device, side_stream(self.dataset.device))
+
+
+def _checked(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
