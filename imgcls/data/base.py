@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
+from imgcls.data.encoded import EncodedBatches
 from imgcls.data.on_device import DeviceBatches
 from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
 from imgcls.data.resident import ResidentBatches
@@ -20,7 +20,8 @@ from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
-from imgcls.images.sources import Part, Source
+from imgcls.images.jpeg import require_decoder
+from imgcls.images.sources import ItemSource, Part, Source
 from imgcls.images.value_range import measured_range
 
 Parts = dict[Part, tuple[Source, np.ndarray]]
@@ -42,7 +43,6 @@ class ImageDataModule(DeviceBatches, ABC):
         check_test: Whether test images are checked before training, as those of a run that ends with a test.
         problems: What `open` found that cannot be used; images that cannot be read are named with it.
         skipped: What was left out of the parts that were checked.
-        device: Where loaders put batches while no Trainer says it. None: batches stay where they were fetched.
 
     Args:
         root: Folder of the data.
@@ -74,6 +74,9 @@ class ImageDataModule(DeviceBatches, ABC):
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
             validation images in the memory of each process's device, as uint8, so that batches are picked there.
+        decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
+            nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
+            little from those of `cpu`. It was not run on a GPU yet.
         on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
             step and names them; `skip` leaves them out and lists them in the run's folder.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
@@ -86,7 +89,6 @@ class ImageDataModule(DeviceBatches, ABC):
     native_channels: int = 3
     native_mean: Sequence[float] = (0.5,)
     native_std: Sequence[float] = (0.25,)
-    device: torch.device | None = None
 
     def __init__(
         self,
@@ -111,6 +113,7 @@ class ImageDataModule(DeviceBatches, ABC):
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         cache: str = "memory",
+        decoder: Literal["cpu", "cuda"] = "cpu",
         on_error: OnError = "raise",
         num_workers: int | None = None,
         verify_split: bool = True,
@@ -120,7 +123,8 @@ class ImageDataModule(DeviceBatches, ABC):
         check_ranges(locals())
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
-        self.num_workers, self.caches = num_workers, Caches(cache)
+        self.cache, self.decoder, self.num_workers = cache, decoder, num_workers
+        self.caches = Caches("none" if decoder == "cuda" else cache)
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
@@ -158,6 +162,8 @@ class ImageDataModule(DeviceBatches, ABC):
     def setup(self, stage: str) -> None:
         """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
         refuse_another_sampler(self.trainer)
+        if self.decoder == "cuda" and self.goes_to:
+            require_decoder(self.goes_to)
         if "train" not in self.parts:
             self.setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
@@ -301,10 +307,11 @@ class ImageDataModule(DeviceBatches, ABC):
 
     def _dataset(self, part: Part, resize_crop: ResizeCrop, go_on: bool) -> BatchDataset:
         source, index = self.parts[part]
-        device = self.trainer.strategy.root_device if self.trainer else self.device
-        dataset = BatchDataset(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on, device)
+        files = not (go_on or source.in_memory or isinstance(source, ItemSource))
+        kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
+        dataset = kind(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on, self.goes_to)
         once = part == "test" or resize_crop != self.resize_crop(part)  # not worth the memory
-        if self.caches.where != "device" or device is None or once:
+        if self.cache != "device" or self.goes_to is None or once:
             return dataset
         if part not in self._resident or not self._resident[part].holds(dataset):
             self._resident.pop(part, None)  # before its successor takes memory

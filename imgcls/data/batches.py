@@ -14,6 +14,8 @@ from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 from imgcls.system.resources import cores
 
+Device = torch.device | None  # where batches go; None: they stay where they were fetched
+
 
 class BatchDataset(Dataset):
     """Whole batches of a part: a list of positions in, a batch with uint8 images out.
@@ -35,12 +37,7 @@ class BatchDataset(Dataset):
     resident = False
 
     def __init__(
-        self,
-        source: Source,
-        index: np.ndarray,
-        resize_crop: ResizeCrop,
-        go_on: bool = False,
-        device: torch.device | None = None,
+        self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False, device: Device = None
     ) -> None:
         self.source, self.index, self.resize_crop, self.go_on = source, index, resize_crop, go_on
         self.device = device
@@ -52,17 +49,16 @@ class BatchDataset(Dataset):
         index = self.index[positions]
         broken: list[tuple[int, str]] = []
         try:
-            image = self.source.inputs(index.tolist(), self.resize_crop)
+            fetched = self._fetched(index.tolist())
         except UserError as error:  # raised in the main process, see Loader
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
-            image = stack([self._image(number, broken) for number in index.tolist()])
-        batch = {
-            "image": image,
-            "label": torch.from_numpy(self.source.label[index]),
-            "index": torch.from_numpy(index),
-        }
+            fetched = {"image": stack([self._image(number, broken) for number in index.tolist()])}
+        batch = {**fetched, "label": torch.from_numpy(self.source.label[index]), "index": torch.from_numpy(index)}
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
+
+    def _fetched(self, numbers: list[int]) -> Batch:
+        return {"image": self.source.inputs(numbers, self.resize_crop)}
 
     def to_device(self, batch: Batch) -> Batch:
         """A fetched batch, complete and on the device."""

@@ -6,6 +6,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from imgcls.augment.base import Augmentation
+from imgcls.data.batches import Device
 from imgcls.data.options import normalize, seed_step
 from imgcls.images.sources import Batch
 
@@ -18,12 +19,19 @@ class DeviceBatches(LightningDataModule):
         mean: Of each channel, in 0..1.
         std: Of each channel, likewise.
         seed: The run's seed.
+        device: Where batches go while no Trainer says it; None: they stay where they were fetched.
     """
 
     augment: Augmentation | None
     mean: list[float]
     std: list[float]
     seed: int
+    device: Device = None
+
+    @property
+    def goes_to(self) -> Device:
+        """Where batches go."""
+        return self.trainer.strategy.root_device if self.trainer else self.device
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
