@@ -162,7 +162,7 @@ def test_what_the_device_refuses_the_cpu_decodes(files, on_cpu, monkeypatch, mes
     assert len(set(said)) == 2  # once for each loader
 
 
-def test_a_damaged_file_is_named_and_full_memory_is_not_taken_for_one(files, on_cpu, monkeypatch):
+def test_a_file_that_is_damaged_behind_its_header_is_named(files, on_cpu):
     data = ready(FolderData(root=str(files), image_size=20, decoder="cuda"))
     source, index = data.parts["train"]
     dataset = data.train_dataloader().dataset
@@ -174,13 +174,6 @@ def test_a_damaged_file_is_named_and_full_memory_is_not_taken_for_one(files, on_
     path.write_bytes(damaged)
     assert is_plain(bytes(damaged))
     with pytest.raises(UserError, match=f"{path.name}: cannot be read as an image"):
-        dataset.to_device(dataset[[plain]])
-
-    def full(*_):
-        raise torch.OutOfMemoryError("full")
-
-    monkeypatch.setattr(jpeg, "decode_jpeg", full)
-    with pytest.raises(torch.OutOfMemoryError):
         dataset.to_device(dataset[[plain]])
 
 

@@ -303,20 +303,18 @@ class ImageDataModule(DeviceBatches, ABC):
     def _loader(
         self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
     ) -> DataLoader:
-        return loader(self._dataset(part, resize_crop or self.resize_crop(part), go_on), batches, self.num_workers)
-
-    def _dataset(self, part: Part, resize_crop: ResizeCrop, go_on: bool) -> BatchDataset:
-        source, index = self.parts[part]
+        (source, index), own = self.parts[part], self.resize_crop(part)
+        resize_crop = resize_crop or own
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         dataset = kind(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on, self.goes_to)
-        once = part == "test" or resize_crop != self.resize_crop(part)  # not worth the memory
-        if self.cache != "device" or self.goes_to is None or once:
-            return dataset
-        if part not in self._resident or not self._resident[part].holds(dataset):
-            self._resident.pop(part, None)  # before its successor takes memory
-            self._resident[part] = ResidentBatches(dataset, self.num_workers)
-        return self._resident[part]
+        again = part != "test" and resize_crop == own  # what is looked at once is not worth the memory
+        if self.cache == "device" and self.goes_to and again:
+            if part not in self._resident or not self._resident[part].holds(dataset):
+                self._resident.pop(part, None)  # before its successor takes memory
+                self._resident[part] = ResidentBatches(dataset, self.num_workers)
+            dataset = self._resident[part]
+        return loader(dataset, batches, self.num_workers)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -51,8 +51,6 @@ class EncodedBatches(BatchDataset):
         device = self.device or torch.device("cpu")
         try:
             return iter(decode_jpegs(files, self.resize_crop, device) if files else [])
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
             if not self.failed:
                 log.warning(f"--data.decoder=cuda: the CPU decodes a batch that {device} does not ({one_line(error)})")
