@@ -50,6 +50,7 @@ OTHERS = {
     "turned": content(exif=TURNED),
     "CMYK": content(photo().convert("CMYK")),
     "RGB as it is": content(keep_rgb=True),
+    "unusual colours": content().replace(b"\x02\x11\x01", b"\x02\x21\x01"),
     "cut": content()[:-20],
     "more behind": content() + b"more",
     "PNG": content(kind="PNG"),
@@ -65,7 +66,7 @@ def on_cpu(monkeypatch):
 @pytest.fixture
 def files(tmp_path) -> Path:
     """Two classes of 24 files of several sizes and of every kind that can be read; a test part."""
-    readable = {name: made for name, made in (PLAIN | OTHERS).items() if name != "cut"}
+    readable = {name: made for name, made in (PLAIN | OTHERS).items() if name not in ("cut", "unusual colours")}
     for part in ("train", "test"):
         for label in ("a", "b"):
             folder = tmp_path / "files" / part / label

@@ -300,15 +300,13 @@ class ImageDataModule(DeviceBatches, ABC):
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
         return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 
-    def _loader(
-        self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
-    ) -> DataLoader:
+    def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
         (source, index), own = self.parts[part], self.resize_crop(part)
-        resize_crop = resize_crop or own
+        frame = frame or own
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
-        dataset = kind(self.caches.cached(source, index, resize_crop), index, resize_crop, go_on, self.goes_to)
-        again = part != "test" and resize_crop == own  # what is looked at once is not worth the memory
+        dataset = kind(self.caches.cached(source, index, frame), index, frame, go_on, self.goes_to)
+        again = part != "test" and frame == own  # what is looked at once is not worth the memory
         if self.cache == "device" and self.goes_to and again:
             if part not in self._resident or not self._resident[part].holds(dataset):
                 self._resident.pop(part, None)  # before its successor takes memory

@@ -57,11 +57,7 @@ class EncodedBatches(BatchDataset):
             self.failed = True
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what failed may still write into memory that it gave back
-        return (self._on_cpu(file, number).to(device) for file, number in zip(files, numbers, strict=True))
-
-    def _on_cpu(self, file: Tensor, number: int) -> Tensor:
-        with reading(self.source.describe, number):
-            return decode_bytes(file.numpy().tobytes(), self.resize_crop)
+        return iter(self.source.images(numbers, self.resize_crop).to(device))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -46,7 +46,9 @@ class ResidentBatches(BatchDataset):
         """A tensor like the first images (B, ...) for all of them, (N, ...), in their layout: layouts round apart."""
         count, shape = len(self.index), image.shape[1:]
         needed = count * image[0].nbytes
-        if 0 < (free := _free(device)) < needed:
+        torch.cuda.empty_cache()  # what this process gave back is free
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        if 0 < free < needed:
             raise UserError(
                 f"--data.cache=device: {count:,} images need {needed / GB:,.3g} GB, and {free / GB:,.3g} GB of the "
                 f"memory of {device} are free; take --data.cache=memory, or a smaller --data.image_size"
@@ -65,11 +67,3 @@ class ResidentBatches(BatchDataset):
     def to_device(self, batch: Batch) -> Batch:  # noqa: D102
         position = super().to_device(batch)["position"]
         return {name: held[position] for name, held in self.held.items()}  # in the layout of what is held
-
-
-def _free(device: torch.device) -> int:
-    """Bytes of memory of a device that are free; 0 where it does not say."""
-    if device.type != "cuda":
-        return free_memory()
-    torch.cuda.empty_cache()  # what this process gave back is free
-    return torch.cuda.mem_get_info(device)[0]

@@ -21,8 +21,10 @@ def is_plain(content: bytes) -> bool:
     with opened(content) as image:
         if image.format != "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return False
-        numbers = [layer[0] for layer in image.layer]  # type: ignore[attr-defined]  # R, G, B where it is not YCbCr
-        return image.mode == "L" or numbers == [1, 2, 3] and image.info.get("adobe_transform", 1) == 1
+        # each component's number (R, G, B where they are not YCbCr), and how often it is sampled across and down
+        first, *others = (layer[:3] for layer in image.layer)  # type: ignore[attr-defined]
+        ycbcr = first[0] == 1 and others == [(2, 1, 1), (3, 1, 1)] and image.info.get("adobe_transform", 1) == 1
+        return image.mode == "L" or ycbcr
 
 
 def decode_jpegs(files: Sequence[Tensor], resize_crop: ResizeCrop, device: torch.device) -> list[Tensor]:
