@@ -234,3 +234,16 @@ def test_verbs_work_with_the_device_decoder(files, on_cpu, imgcls, verb):
         assert near["test/loss"] == far["test/loss"] and near["val/acc"] == far["val/acc"]
         code, out, err = imgcls("predict", "--run=near", *QUIET)
         assert code == 0, err
+
+
+@pytest.mark.parametrize("options", [{"decoder": "cuda"}, {"cache": "device"}], ids=str)
+def test_what_cannot_be_read_is_blank_and_named_while_it_is_predicted(files, on_cpu, options):
+    Path(files, "test/a/3.jpg").write_bytes(OTHERS["cut"])
+    data = FolderData(root=str(files), image_size=20, batch_size=64, on_error="skip", num_workers=0, **options)
+    data.device = CPU
+    data.setup("predict")
+    (batch,) = data.predict_dataloader()
+    ((number, reason),) = batch["broken"]
+    assert data.parts["test"][0].names[number].endswith("a/3.jpg") and reason
+    blank = [position for position, image in enumerate(batch["image"]) if not image.any()]
+    assert batch["index"][blank].tolist() == [number]
