@@ -53,6 +53,7 @@ class Benchmark(LightningVerb):
         """
         if rounds < 1 or steps < 2:
             raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
+        self.datamodule.device = self.trainer.strategy.root_device
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         steps = min(steps, len(self.datamodule.train_dataloader()))
@@ -80,10 +81,12 @@ class _Bench:
         self.device = self.trainer.strategy.root_device
         self.bare = copy.deepcopy(self.model).to(self.device)
         self.optimizer = self.bare.build_optimizer()
-        self.batches = list(self._fetch())
-        self.batch_size = len(self.batches[0]["label"])
-        self.images = torch.cat([b["image"] for b in self.batches]).to(self.device)
-        self.labels = torch.cat([b["label"] for b in self.batches]).to(self.device)
+        batches = list(self._fetch())
+        self.batch_size = len(batches[0]["label"])
+        self.images = torch.cat([b["image"] for b in batches])
+        self.labels = torch.cat([b["label"] for b in batches])
+        pinned = self.device.type == "cuda"
+        self.on_host = [b["image"].cpu().pin_memory() if pinned else b["image"] for b in batches]
         self.ready = [self.data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
         self.loggers: list[Logger] = [RunLogger(RunFolder(Path(folder) / "run"))]
         if names_wandb(verb.logger_config):
@@ -125,8 +128,8 @@ class _Bench:
             pass
 
     def _transfer(self) -> None:
-        for batch in self.batches:
-            batch["image"].to(self.device, copy=True)
+        for image in self.on_host:
+            image.to(self.device, copy=True)
 
     def _slice(self, number: int) -> tuple[Tensor, Tensor]:
         here = slice(number * self.batch_size, (number + 1) * self.batch_size)
