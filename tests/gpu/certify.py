@@ -68,7 +68,7 @@ def run(section: Callable[[Certificate], Iterator[Figure]], c: Certificate, seco
             for figure in section(c):
                 figures.append(figure)
                 print(figure.line(), flush=True)
-    except Exception as failure:  # the others are still to come
+    except (Exception, OverTime) as failure:  # the others are still to come
         traceback.print_exc()
         error = f"{type(failure).__name__}: {failure}"
     taken = time.perf_counter() - started
@@ -85,7 +85,10 @@ def main() -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device here; --device cpu (make gpu DEVICE=cpu) is a toy run")
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    folders = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(os.path.abspath, folders)
+    )  # tests and runs have folders of their own
     started, about, sections = time.perf_counter(), environment(torch.device(given.device)), {}
     with tempfile.TemporaryDirectory(prefix="imgcls-certify-", ignore_cleanup_errors=True) as work:
         c = Certificate(torch.device(given.device), Path(work), given.fashion_mnist and given.fashion_mnist.resolve())

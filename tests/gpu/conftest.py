@@ -10,6 +10,7 @@ import torch
 
 from ..conftest import QUIET, ROOT
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once: deterministic algorithms ask for it later
 DEVICE = os.environ.get("IMGCLS_DEVICE", "cuda")
 TOY = DEVICE == "cpu"
 
@@ -33,6 +34,12 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     assert fit(folder, "--trainer.max_epochs=2") == 0
     return folder
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Convolutions in full 32-bit: a GPU's TF32 has ten bits of a mantissa."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def words(*more) -> list[str]:

@@ -57,11 +57,12 @@ def test_a_killed_run_ends_with_the_weights_of_one_left_in_peace():
 
     assert main(["fit", "--resume", "killed"]) == 0
     assert fit("whole", *exact) == 0
+    torch.use_deterministic_algorithms(False)
     resumed, whole = weights("killed"), weights("whole")
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
 
 
-def test_figures_are_those_of_a_cpu(imgcls, run):
+def test_figures_are_those_of_a_cpu(imgcls, run, exact):
     """The same checkpoint, the same test images, in 32 bit."""
     code, _, err = imgcls("test", "--run", run, f"--trainer.accelerator={'cpu' if TOY else 'gpu'}")
     assert code == 0, err
@@ -80,7 +81,7 @@ def test_figures_are_those_of_a_cpu(imgcls, run):
             ["--trainer.precision=16-mixed"],
             marks=pytest.mark.skipif(TOY, reason="loss scaling needs a CUDA device"),
         ),
-        pytest.param(["--model.compile=true"], marks=pytest.mark.slow),
+        pytest.param(["--model.compile=true", "--model.backbone.depth=2"], marks=pytest.mark.slow),
         [*MIXED],
         [*MIXED, "--trainer.precision=bf16-mixed", "--model.channels_last=true", "--trainer.gradient_clip_val=1"],
     ],

@@ -62,7 +62,7 @@ def test_explain_draws(imgcls, run):
 
 
 @pytest.mark.skipif(not find_spec("onnxscript"), reason="needs onnxscript")
-def test_the_exported_file_answers_as_the_device(imgcls, run, device):
+def test_the_exported_file_answers_as_the_device(imgcls, run, device, exact):
     code, _, err = imgcls("export", "--run", run, "--out", "m.onnx", "--count=16")
     assert code == 0, err
     data = load_data(run)
