@@ -6,7 +6,7 @@ import yaml
 from kornia.augmentation import RandomRotation
 from kornia.augmentation.auto import RandAugment
 
-from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop, gathered_boxes
+from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import OneOf, Pipeline
 
@@ -73,14 +73,16 @@ def test_kornia_policies_can_be_listed():
 @pytest.mark.parametrize("mode", ["reflect", "constant"])
 def test_crop_equals_padding_and_slicing(mode):
     image = torch.rand(5, 2, 8, 8)
-    crop = prepared(RandomCrop(mode=mode), 8)
+    crop = prepared(RandomCrop(0.25, mode), 8)
     top, left = torch.tensor([0, 4, 2, 1, 3]), torch.tensor([4, 0, 2, 3, 1])
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode=mode)
     expected = torch.stack([padded[b, :, t : t + 8, x : x + 8] for b, (t, x) in enumerate(zip(top, left, strict=True))])
-    assert torch.equal(crop.crop(image, 2, top, left), expected)
     byte = (image * 255).byte().contiguous(memory_format=torch.channels_last)
-    assert torch.equal(crop.crop(byte, 2, top, left), (expected * 255).byte())
-    assert torch.equal(gathered_boxes(padded, 8, top, left), expected)  # the way of other devices
+    parameters = {"top": top, "left": left}
+    plan = crop.plan(parameters, image.shape)
+    for of, result in ((image, expected), (byte, (expected * 255).byte())):
+        assert torch.equal(crop.transform(of, LABEL, parameters)[0], result)
+        assert torch.equal(crop.transform_on_device(of, LABEL, plan)[0], result)
 
 
 def test_crop_takes_all_places():
@@ -114,7 +116,9 @@ def test_resized_crop_comes_to_the_models_size():
 
 def test_mixup_is_the_papers_formula():
     image, label = torch.rand(2, 1, 4, 4), torch.tensor([3, 7])
-    mixed, soft = prepared(MixUp()).mix(image, label, torch.tensor([0.25, 0.9]), torch.tensor([1, 0]))
+    mixup = prepared(MixUp())
+    parameters = mixup.parameters_of(torch.tensor([0.25, 0.9]), torch.tensor([1, 0]))
+    mixed, soft = mixup.transform(image, label, parameters)
     torch.testing.assert_close(mixed[0], 0.25 * image[0] + 0.75 * image[1])
     torch.testing.assert_close(mixed[1], 0.9 * image[1] + 0.1 * image[0])
     assert soft[0, 3] == 0.25 and soft[0, 7] == 0.75
@@ -122,8 +126,9 @@ def test_mixup_is_the_papers_formula():
 
 def test_cutmix_replaces_the_box_and_weighs_labels_by_area():
     image, label = torch.stack([torch.zeros(1, 4, 8), torch.ones(1, 4, 8)]), torch.tensor([3, 7])
-    box = torch.tensor([[1, 3, 2, 6], [0, 0, 0, 0]])  # top, bottom, left, right
-    mixed, soft = prepared(CutMix()).paste(image, label, box, torch.tensor([1, 0]))
+    box = torch.tensor([[2, 6, 1, 3], [0, 0, 0, 0]])  # left, right, top, bottom
+    cutmix = prepared(CutMix())
+    mixed, soft = cutmix.transform(image, label, cutmix.parameters_of(box, torch.tensor([1, 0]), image.shape))
     expected = torch.zeros(4, 8)
     expected[1:3, 2:6] = 1
     assert torch.equal(mixed[0, 0], expected) and torch.equal(mixed[1], image[1])
@@ -141,7 +146,8 @@ def test_mixing_with_probability_zero_is_the_identity(operation):
 def test_labels_of_a_mix_tell_what_is_in_the_image():
     label = torch.arange(64) % 10
     image = (label / 10).view(-1, 1, 1, 1).expand(-1, 1, 28, 28)  # the pixels are the label
-    for operation in (MixUp(alpha=1.0), CutMix(), OneOf([MixUp(alpha=1.0), CutMix()])):
+    either = OneOf([MixUp(alpha=1.0), CutMix()])
+    for operation in (MixUp(alpha=1.0), CutMix(), either, Pipeline([either])):
         mixed, soft = prepared(operation)(image.clone(), label)
         torch.testing.assert_close(mixed.mean((1, 2, 3)), soft @ (torch.arange(10) / 10), atol=1e-5, rtol=0)
 

@@ -6,8 +6,7 @@ import yaml
 from torch import nn
 
 from imgcls.augment.erasing import RandomErasing
-from imgcls.augment.mixing import CutMix, MixUp
-from imgcls.augment.pipeline import OneOf
+from imgcls.augment.mixing import CutMix, EitherMixing, MixUp
 from imgcls.augment.policy import RandAugment, TrivialAugmentWide
 from imgcls.commands.fit import Fit
 from imgcls.training.ema import EMA
@@ -122,10 +121,10 @@ def test_augmentation_and_its_strengths(built):
         "resnet50_rsb_a3": 0.1,
         "vit_mae_finetune": 0.8,
     }.items():
-        mixup, cutmix = operations(name)[OneOf].operations
+        mixup, cutmix = operations(name)[EitherMixing].operations
         assert isinstance(mixup, MixUp) and isinstance(cutmix, CutMix)
         assert (mixup.alpha, cutmix.alpha) == (alpha, 1.0)  # torchvision's script used mixup's alpha for both for years
-    assert OneOf not in operations("convnext_finetune")
+    assert EitherMixing not in operations("convnext_finetune")
 
 
 def test_loss_drop_path_and_layer_decay(built):

@@ -67,6 +67,7 @@ def test_rivals_mix_as_we_do(rival):
         both = [bool((images.amin(1) < images.amax(1)).any()) for images in found]
         assert any(gray) == (type(mixing[0]) is not CutMix) and any(both) == (type(mixing[0]) is not MixUp)
     assert rival(Pipeline([OneOf([MixUp(), RandomHorizontalFlip()])]), [0.0], [1.0]) is None
+    assert torch.equal(rival(Pipeline(), [0.0], [1.0])(image, label), image / 255)
 
 
 def test_the_benchmark_times_some_stages_alone(imgcls):

@@ -8,119 +8,63 @@ from collections.abc import Sequence
 import kornia.augmentation as K  # noqa: N812
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from imgcls.augment.base import ByImage, Change
+from imgcls.augment.base import ByImage, Parameters
 
-LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 MOVED_33 = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]])  # channels after a move by 0, 1 or 2 places
 
 
-def gray(image: Tensor) -> Tensor:
-    """Luma (B, 1, H, W) of images (B, C, H, W) of one or three channels."""
-    if image.shape[1] == 1:
-        return image
-    red, green, blue = image.unbind(1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])[:, None]
+def luma(channels: int) -> Tensor:
+    """Share of each channel in the luma, (C,)."""
+    return torch.tensor(LUMA) if channels == 3 else torch.ones(1)
 
 
-def adjust_brightness_(image: Tensor, factor_B: Tensor) -> Tensor:
-    """`clamp(factor * image)`, in place."""
-    return image.mul_(_each(factor_B, image)).clamp_(0, 1)
+def turn_hue(image: Tensor, plan: Parameters) -> Tensor:
+    """Rotate the hue of the HSV hexagon of images (B, 3, H, W) float32, without converting to HSV.
 
-
-def adjust_contrast_(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, the mean luma of each image, clamped, in place."""
-    factor_B111 = _each(factor_B, image)
-    offset_B111 = (1 - factor_B111) * gray(image.mean((2, 3), keepdim=True))
-    return image.mul_(factor_B111).add_(offset_B111).clamp_(0, 1)
-
-
-def adjust_saturation_(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's luma, clamped, in place."""
-    if image.shape[1] == 1:
-        return image
-    return image.lerp_(gray(image), 1 - _each(factor_B, image)).clamp_(0, 1)
-
-
-def adjust_hue_(image: Tensor, shift_B: Tensor) -> Tensor:
-    """Rotate the hue of the HSV hexagon by a share of a full turn, without converting to HSV, in place.
-
-    The nearest whole number of sixths is exact: two of them move each channel's values to the next channel, three
-    mirror the values between the pixel's largest and smallest. `turn_hue_` does what remains.
+    The nearest whole number of sixths of a turn is exact: two of them move each channel's values to the next channel,
+    three mirror the values between the pixel's largest and smallest. For the rest f, from -1/2 to 1/2, let v be the
+    largest, m the smallest and d the spread of the three channels of a pixel. Channel r, with the next channel g (for
+    f < 0: the one before), becomes `clamp(r - g + clamp(g, m + |f| d, v - |f| d), m, v)`: only where g is near v does r
+    fall, and only where g is near m does r rise, by what g lies beyond that margin.
 
     Args:
-        image: (B, C, H, W) float32.
-        shift_B: -0.5 to 0.5, (B,); on the CPU, so that a GPU need not be waited for.
+        image: It is left alone.
+        plan: Of `plan_hue`, on the images' device.
     """
-    if image.shape[1] == 1:
-        return image
+    lowest, highest = image.amin(1, keepdim=True), image.amax(1, keepdim=True)
+    share_B111 = _each(plan["share"])
+    inner = torch.lerp(lowest, highest, share_B111), torch.lerp(highest, lowest, share_B111)
+    own, other = (_channels(image, plan[name]) for name in ("own", "next"))
+    turned = (own - other).add_(other.clamp_(*inner)).clamp_(lowest, highest)
+    if plan["mirrored"] is None:
+        return turned
+    ends = (lowest + highest).mul_(_each(plan["mirrored"]))
+    return turned.mul_(_each(plan["sign"])).add_(ends)
+
+
+def plan_hue(shift_B: Tensor) -> Parameters:
+    """What `turn_hue` needs to shift the hue by a share of a full turn, -0.5 to 0.5, (B,) on the CPU."""
     sixths_B = 6 * shift_B
     whole_B = sixths_B.round()
-    rest_B, mirrored_B = sixths_B - whole_B, whole_B % 2 != 0
-    places_B = ((whole_B - 3 * mirrored_B) / 2).long() % 3
-    if places_B.any():
-        image.copy_(_channels_moved(image, places_B))
-    if rest_B.any():
-        turn_hue_(image, rest_B)
-    mirrored = mirrored_B.nonzero()[:, 0].to(image.device)
-    if len(mirrored):
-        some = image.index_select(0, mirrored)
-        ends = some.amax(1, keepdim=True).add_(some.amin(1, keepdim=True))
-        image.index_copy_(0, mirrored, ends - some)
-    return image
+    mirrored_B, rest_B = whole_B.abs() % 2, sixths_B - whole_B
+    places_B = ((whole_B - 3 * mirrored_B) / 2).long()
+    first_B1 = torch.arange(0, 3 * len(shift_B), 3)[:, None]
+    own, other = (MOVED_33[p % 3] + first_B1 for p in (places_B, places_B + 1 + (rest_B >= 0).long()))
+    plan = {"own": own.flatten() if places_B.any() else None, "next": other.flatten(), "share": rest_B.abs()}
+    return plan | {"mirrored": mirrored_B if mirrored_B.any() else None, "sign": 1 - 2 * mirrored_B}
 
 
-def turn_hue_(image: Tensor, sixths_B: Tensor) -> Tensor:
-    """Rotate the hue of images (B, 3, H, W) by f sixths of a turn, f (B,) from -1/2 to 1/2, in place.
-
-    Let v be the largest, m the smallest and d the spread of the three channels of a pixel. Channel r, with the next
-    channel g (for f < 0: the one before), becomes `clamp(r - g + clamp(g, m + |f| d, v - |f| d), m, v)`: only where g
-    is near v does r fall, and only where g is near m does r rise, by what g lies beyond that margin.
-    """
-    highest, lowest = image.amax(1, keepdim=True), image.amin(1, keepdim=True)
-    margin = (highest - lowest).mul_(_each(sixths_B.abs(), image))
-    other = _channels_moved(image, 1 + (sixths_B >= 0).long())
-    image.sub_(other).add_(other.clamp_(lowest + margin, margin.neg_().add_(highest)))
-    return image.clamp_(lowest, highest)
+def _channels(image: Tensor, rows: Tensor | None) -> Tensor:
+    return image if rows is None else image.flatten(0, 1).index_select(0, rows).view_as(image)
 
 
-def _channels_moved(image: Tensor, places_B: Tensor) -> Tensor:
-    """Each channel of (B, 3, H, W) takes the place of that many channels after it, 0 to 2."""
-    rows_B3 = MOVED_33[places_B.cpu()] + torch.arange(0, 3 * len(image), 3)[:, None]
-    return image.flatten(0, 1).index_select(0, rows_B3.flatten().to(image.device)).view_as(image)
+def _each(value_B: Tensor) -> Tensor:
+    return value_B.view(-1, 1, 1, 1)
 
 
-def _each(value_B: Tensor, image: Tensor) -> Tensor:
-    """A value for each image of (B, C, H, W), (B, 1, 1, 1), where the images are."""
-    return value_B.to(image).view(-1, 1, 1, 1)
-
-
-def adjust_sharpness_(image: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, a blurred image (Pillow's SMOOTH kernel), clamped, in place; the border stays."""
-    channels, height, width = image.shape[1:]
-    if min(height, width) < 3:
-        return image
-    kernel_33 = image.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
-    blurred = F.conv2d(image, kernel_33.expand(channels, 1, 3, 3), groups=channels)
-    blurred = blurred.mul_(255).round_().div_(255)  # torchvision rounds to uint8 here
-    image[:, :, 1:-1, 1:-1].lerp_(blurred, 1 - _each(factor_B, image))
-    return image.clamp_(0, 1)
-
-
-def posterize(image: Tensor, bits_B: Tensor) -> Tensor:
-    """Keep the highest bits (B,) of the 8 of each value."""
-    step_B111 = 2 ** (8 - _each(bits_B, image))
-    return ((image * 255).round_() / step_B111).floor_().mul_(step_B111) / 255
-
-
-def solarize(image: Tensor, threshold_B: Tensor) -> Tensor:
-    """Invert values at or above a threshold (B,) in 0..1."""
-    return torch.where(image >= _each(threshold_B, image), 1 - image, image)
-
-
-STEPS = (adjust_brightness_, adjust_contrast_, adjust_saturation_, adjust_hue_)  # by Kornia's numbers
-NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation, hue: by Kornia's numbers
 
 
 class ColorJitter(ByImage):
@@ -155,20 +99,50 @@ class ColorJitter(ByImage):
         own.kornia = operation
         return own
 
-    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
         chosen_B = params["batch_prob"].reshape(-1) > 0.5
         order: Sequence[int] = self.kornia._fixed_order or params["order"].tolist()  # type: ignore[assignment]
-        factors = [params[f"{name}_factor"] for name in ("brightness", "contrast", "saturation", "hue")]
+        factor_B4 = torch.stack(
+            [params[f"{step}_factor"] for step in ("brightness", "contrast", "saturation", "hue")], 1
+        )
         # steps that change no image are left out
-        order = [step for step in order if (factors[step] != NEUTRAL[step]).any()]
+        order = [step for step in order if (factor_B4[:, step] != NEUTRAL[step]).any() and (shape[1] == 3 or step < 2)]
+        return {"chosen": chosen_B, "factor": factor_B4, "order": order}, shape
 
-        def change(image: Tensor, here: slice) -> Tensor:
-            chosen = chosen_B[here].nonzero()[:, 0]
-            place = None if len(chosen) == len(image) else chosen.to(image.device)
-            some = image if place is None else image.index_select(0, place)
-            for step in order:
-                STEPS[step](some, factors[step][here][chosen])
-            return some if place is None else image.index_copy_(0, place, some)
+    def change(self, image: Tensor, parameters: Parameters) -> Tensor:  # noqa: D102
+        chosen = parameters["chosen"].nonzero()[:, 0]
+        some = image if len(chosen) == len(image) else image.index_select(0, chosen)
+        changed = self.steps(some, self.plan_of(parameters["factor"][chosen], parameters["order"], some.shape[1]))
+        return changed if some is image else image.index_copy_(0, chosen, changed)
 
-        return change, shape
+    def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:
+        """Images that are left alone get neutral factors."""
+        factor_B4 = torch.where(parameters["chosen"][:, None], parameters["factor"].float(), torch.tensor(NEUTRAL))
+        return self.plan_of(factor_B4, parameters["order"], shape[1])
+
+    def plan_of(self, factor_B4: Tensor, order: Sequence[int], channels: int) -> Parameters:
+        """What `steps` needs, on the CPU, to change images by factors of brightness, contrast, saturation and hue."""
+        plan: Parameters = {"order": order, "factor": factor_B4, "luma": luma(channels), "rest": 1 - factor_B4[:, 1]}
+        if 2 in order:
+            kept_B11 = factor_B4[:, 2, None, None]
+            plan["mixture"] = kept_B11 * torch.eye(channels) + (1 - kept_B11) * plan["luma"]
+        return plan | (plan_hue(factor_B4[:, 3]) if 3 in order else {})
+
+    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self.steps(image, plan), label
+
+    def steps(self, image: Tensor, plan: Parameters) -> Tensor:
+        """Images (B, C, H, W) after all steps in their order, on any device."""
+        for step in plan["order"]:
+            factor_B = plan["factor"][:, step]
+            if step == 0:
+                image = image.mul(_each(factor_B)).clamp_(0, 1)
+            elif step == 1:
+                offset_B = (image.mean((2, 3)) @ plan["luma"]).mul_(plan["rest"])
+                image = image.mul(_each(factor_B)).add_(_each(offset_B)).clamp_(0, 1)
+            elif step == 2:
+                image = torch.bmm(plan["mixture"], image.flatten(2)).view_as(image).clamp_(0, 1)
+            else:
+                image = turn_hue(image, plan)
+        return image

@@ -2,7 +2,7 @@ import kornia.augmentation as K  # noqa: N812
 import torch
 from torch import Tensor
 
-from imgcls.augment.base import ByImage, Change
+from imgcls.augment.base import ByImage, Parameters, spans
 
 
 class RandomErasing(ByImage):
@@ -32,15 +32,22 @@ class RandomErasing(ByImage):
         own.kornia = operation
         return own
 
-    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
-        boxes = torch.stack([params[k].double() for k in ("xs", "ys", "widths", "heights")], 1).long().tolist()
-        chosen, values = (params["batch_prob"].reshape(-1) > 0.5).tolist(), params["values"].tolist()
+        chosen_B = params["batch_prob"].reshape(-1) > 0.5
+        x_B, y_B, width_B, height_B = (params[k].long() * chosen_B for k in ("xs", "ys", "widths", "heights"))
+        box_B4 = torch.stack([x_B, x_B + width_B, y_B, y_B + height_B], 1)
+        return {"box": box_B4, "value": params["values"].float()}, shape
 
-        def change(image: Tensor, here: slice) -> Tensor:
-            for number, (x, y, width, height) in enumerate(boxes[here]):
-                if chosen[here][number]:
-                    image[number, :, y : y + height, x : x + width] = values[here][number]
-            return image
+    def change(self, image: Tensor, parameters: Parameters) -> Tensor:  # noqa: D102
+        for number, (left, right, top, bottom) in enumerate(parameters["box"].tolist()):
+            if right > left:
+                image[number, :, top:bottom, left:right] = float(parameters["value"][number])
+        return image
 
-        return change, shape
+    def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:  # noqa: D102
+        column_BW, row_BH = spans(parameters["box"], shape)
+        return {"column": column_BW[:, None, None], "row": row_BH[:, None, :, None], "value": parameters["value"]}
+
+    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return torch.where(plan["row"] & plan["column"], plan["value"][:, None, None, None], image), label

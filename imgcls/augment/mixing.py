@@ -1,18 +1,35 @@
 """Augmentations that blend pairs of images and their labels. Shapes: B batch, K classes, H×W pixels."""
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
-from imgcls.augment.base import Augmentation, soft
+import torch
+from torch import Tensor, nn
+
+from imgcls.augment.base import Parameters, Sampled, soft, spans
 
 
 def sample_lam(alpha: float, p: float, count: int) -> Tensor:
     """Share of its own image that each sample keeps: Beta(alpha, alpha) with probability p, else 1; (B,)."""
-    lam = torch.distributions.Beta(alpha, alpha).sample((count,))
-    return torch.where(torch.rand(count) < p, lam, torch.ones(count))
+    lam_B = torch.distributions.Beta(alpha, alpha).sample((count,))
+    return torch.where(torch.rand(count) < p, lam_B, torch.ones(count))
 
 
-class MixUp(Augmentation):
+class Mixing(Sampled):
+    """Of each image, and of its label, a share is replaced by another image of the batch.
+
+    Parameters are `partner` (B,) int64, the number of that image; `row` (B, H) or (B, 1) and `column` (B, W) or (B, 1)
+    float32, whose product is its share of each pixel; and `share` (B,) float32, of the label.
+    """
+
+    def transform(self, image: Tensor, label: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
+        partner, label_BK = parameters["partner"], soft(label, self.num_classes)
+        share_B1HW = parameters["row"][:, None, :, None] * parameters["column"][:, None, None]
+        mixed = torch.lerp(image, image.index_select(0, partner), share_B1HW)
+        return mixed, torch.lerp(label_BK, label_BK.index_select(0, partner), parameters["share"][:, None])
+
+
+class MixUp(Mixing):
     """Convex combinations of pairs of images and labels (Zhang et al., mixup, ICLR 2018, section 2).
 
     Each image has a lambda of its own, where the paper samples one per batch.
@@ -26,21 +43,17 @@ class MixUp(Augmentation):
         super().__init__()
         self.alpha, self.p = alpha, p
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
-        lam = sample_lam(self.alpha, self.p, len(image)).to(image)
-        partner = torch.randperm(len(image)).to(image.device)
-        return self.mix(image, label, lam, partner)
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
+        lam_B = sample_lam(self.alpha, self.p, shape[0])
+        return self.parameters_of(lam_B, torch.randperm(shape[0])), shape
 
-    def mix(self, image: Tensor, label: Tensor, lam: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """`lam[b]` of image b and `1 - lam[b]` of image `partner[b]`; labels likewise. Both (B,)."""
-        label_BK = soft(label, self.num_classes)
-        lam_B1 = lam[:, None]
-        mixed = torch.lerp(image[partner], image, lam[:, None, None, None])
-        return mixed, lam_B1 * label_BK + (1 - lam_B1) * label_BK[partner]
+    def parameters_of(self, lam_B: Tensor, partner: Tensor) -> Parameters:
+        """`lam_B[b]` of image b and `1 - lam_B[b]` of image `partner[b]`."""
+        other_B1 = 1 - lam_B[:, None]
+        return {"partner": partner, "row": other_B1, "column": torch.ones_like(other_B1), "share": other_B1[:, 0]}
 
 
-class CutMix(Augmentation):
+class CutMix(Mixing):
     """A box of each image is replaced by another's, labels by area (Yun et al., CutMix, ICCV 2019, eq. 1, 2).
 
     Each image has a box of its own, where the paper samples one per batch. The label follows the area that was
@@ -55,26 +68,40 @@ class CutMix(Augmentation):
         super().__init__()
         self.alpha, self.p = alpha, p
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
-        count, _, height, width = image.shape
-        lam = sample_lam(self.alpha, self.p, count)
-        partner = torch.randperm(count).to(image.device)
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
+        lam_B = sample_lam(self.alpha, self.p, shape[0])
+        partner = torch.randperm(shape[0])
         edges = []
-        for side in (height, width):
-            half = side * (1 - lam).sqrt() / 2
-            centre = torch.rand(count) * side
+        for side in shape[-2:]:
+            half, centre = side * (1 - lam_B).sqrt() / 2, torch.rand(shape[0]) * side
             edges += [(centre + sign * half).round().clamp(0, side) for sign in (-1, 1)]
-        box_B4 = torch.stack(edges, 1).long().to(image.device)
-        return self.paste(image, label, box_B4, partner)
+        top, bottom, left, right = edges
+        return self.parameters_of(torch.stack([left, right, top, bottom], 1), partner, shape), shape
 
-    def paste(self, image: Tensor, label: Tensor, box_B4: Tensor, partner: Tensor) -> tuple[Tensor, Tensor]:
-        """Replace rows top…bottom and columns left…right (exclusive) by those of image `partner[b]`."""
-        height, width = image.shape[-2:]
-        top, bottom, left, right = (edge[:, None] for edge in box_B4.unbind(1))
-        row_H, column_W = torch.arange(height, device=image.device), torch.arange(width, device=image.device)
-        inside_BH, inside_BW = (top <= row_H) & (row_H < bottom), (left <= column_W) & (column_W < right)
-        mixed = torch.where((inside_BH[:, :, None] & inside_BW[:, None, :])[:, None], image[partner], image)
-        lam_B1 = 1 - ((bottom - top) * (right - left)).to(image) / (height * width)
-        label_BK = soft(label, self.num_classes)
-        return mixed, lam_B1 * label_BK + (1 - lam_B1) * label_BK[partner]
+    def parameters_of(self, box_B4: Tensor, partner: Tensor, shape: torch.Size) -> Parameters:
+        """Boxes are left, right, top and bottom, (B, 4); right and bottom are the first outside."""
+        column_BW, row_BH = (inside.float() for inside in spans(box_B4, shape))
+        share_B = row_BH.mean(1) * column_BW.mean(1)
+        return {"partner": partner, "row": row_BH, "column": column_BW, "share": share_B}
+
+
+class EitherMixing(Mixing):
+    """Each image is mixed by one of several, with equal probability.
+
+    Args:
+        operations: What to choose from.
+    """
+
+    def __init__(self, operations: Sequence[Mixing]) -> None:
+        super().__init__()
+        self.operations = nn.ModuleList(operations)
+
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:
+        """Those of the operation that is chosen for each image."""
+        choice_B = torch.randint(len(self.operations), shape[:1])
+        found: Parameters = {}
+        for number, operation in enumerate(self.operations):
+            for name, value in operation.sample(shape)[0].items():  # type: ignore[operator]
+                chosen = (choice_B == number).view(-1, *[1] * (value.ndim - 1))
+                found[name] = torch.where(chosen, value, found[name]) if number else value
+        return found, shape

@@ -43,7 +43,8 @@ def torchvision_per_sample(augment: Augmentation | None, mean: list[float], std:
     if operations is None:
         return None
     run = v2.Compose([*operations, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-    mix = [(v2.CutMix if isinstance(o, CutMix) else v2.MixUp)(alpha=o.alpha, num_classes=o.num_classes) for o in mixing]
+    classes = augment.num_classes if mixing else 0  # type: ignore[union-attr]
+    mix = [(v2.CutMix if isinstance(o, CutMix) else v2.MixUp)(alpha=o.alpha, num_classes=classes) for o in mixing]
     return torch.no_grad()(lambda image, label: _one_of(mix, torch.stack([run(one) for one in image]), label))
 
 
@@ -56,11 +57,11 @@ def _operations(augment: Augmentation | None, counterparts: Counterparts) -> tup
     """Counterparts of all that changes single images, if there are, and what mixes images after it."""
     if not isinstance(augment, Pipeline):
         return None, []
-    *steps, last = augment.operations
-    parts = [o for o in last.modules() if isinstance(o, Augmentation)]
+    steps = list(augment.operations)
+    parts = [o for last in steps[-1:] for o in last.modules() if isinstance(o, Augmentation)]
     mixing = parts[1:] or parts  # one of several, or the only one
-    if not all(isinstance(o, MixUp | CutMix) for o in mixing):
-        steps, mixing = [*steps, last], []
+    mixing = mixing if all(isinstance(o, MixUp | CutMix) for o in mixing) else []
+    steps = steps[:-1] if mixing else steps
     given = [o for step in steps for o in (step.operations if isinstance(step, Warp) else [step])]  # type: ignore[union-attr]
     if not all(type(operation) in counterparts for operation in given):
         return None, []

@@ -7,9 +7,10 @@ import torch
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
-from imgcls.augment.base import Augmentation, ByImage, soft
+from imgcls.augment.base import Augmentation, ByImage, Sampled, moved, on_device, soft, to_float
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
+from imgcls.augment.mixing import EitherMixing, Mixing
 from imgcls.augment.warp import Warp
 from imgcls.system.allocator import keep_freed_memory
 
@@ -58,36 +59,50 @@ class Pipeline(Several):
     def normalized(  # noqa: D102
         self, image: Tensor, label: Tensor, normalize: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
+        if image.device.type != "cpu":
+            for sampled, group in groupby(self.operations, lambda operation: isinstance(operation, Sampled)):
+                operations: list[Any] = list(group)
+                if sampled:
+                    image, label = on_device(operations, image, label)
+                else:
+                    image, label = one_by_one(operations, image, label)
+            return normalize(image), label
         done = False
         for by_image, group in groupby(self.operations, lambda operation: isinstance(operation, ByImage)):
-            operations: list[Any] = list(group)
+            operations = list(group)
             if by_image:
                 done = operations[-1] is self.operations[-1]  # then a part is normalised while it is in the cache
                 image = in_parts(image, operations, normalize if done else nn.Identity())
             else:
-                for operation in operations:
-                    image, label = operation(image if operation.on_uint8 else _to_float(image), label)
+                image, label = one_by_one(operations, image, label)
         return image if done else normalize(image), label
 
 
+def one_by_one(operations: Sequence[Augmentation], image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply operations to a batch; images turn to float32 before the first that needs it."""
+    for operation in operations:
+        image, label = operation(image if operation.on_uint8 else to_float(image), label)
+    return image, label
+
+
 def in_parts(image: Tensor, operations: Sequence[ByImage], normalize: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply operations, then `normalize`, to images (B, C, H, W), uint8 or float32; on a CPU part by part.
+    """Apply operations, then `normalize`, to images (B, C, H, W) on the CPU, uint8 or float32, part by part.
 
     Random parameters are sampled once for the whole batch.
     """
-    shape, changes = image.shape, []
+    shape, sampled = image.shape, []
     for operation in operations:
-        change, shape = operation.sample(shape)
-        changes.append(change)
-    computes = not all(operation.on_uint8 for operation in operations)
-    size = max(1, PART // (4 * image[:1].numel())) if image.device.type == "cpu" else len(image)
+        parameters, shape = operation.sample(shape)
+        sampled.append(parameters)
+    size = max(1, PART // (4 * image[:1].numel()))
     result = torch.empty(0)
     for start in range(0, len(image), size):
         here = slice(start, start + size)
         # a copy even of float images, which may be overwritten: reading them in order also brings them into the cache
-        part = _to_float(image[here]) if computes and image.dtype == torch.uint8 else image[here].clone()
-        for change in changes:
-            part = change(part, here)
+        part = image[here].clone() if operations[0].on_uint8 or image.dtype != torch.uint8 else image[here]
+        for operation, parameters in zip(operations, sampled, strict=True):
+            mine = {name: value[here] if isinstance(value, Tensor) else value for name, value in parameters.items()}
+            part = operation.change(part if operation.on_uint8 else to_float(part), mine)
         part = normalize(part)
         if len(part) == len(image):
             return part
@@ -96,11 +111,6 @@ def in_parts(image: Tensor, operations: Sequence[ByImage], normalize: Callable[[
             result = torch.empty(shape, dtype=part.dtype, memory_format=order)
         result[here] = part
     return result
-
-
-def _to_float(image: Tensor) -> Tensor:
-    """In [0, 1]; channel by channel, as colour operations go."""
-    return image.float().contiguous().mul_(1 / 255) if image.dtype == torch.uint8 else image
 
 
 class Kornia(Augmentation):
@@ -115,23 +125,6 @@ class Kornia(Augmentation):
         return self.operation(image), label
 
 
-FASTER: dict[type, Callable[[Any], Augmentation]] = {
-    K.ColorJitter: ColorJitter.like,
-    K.RandomErasing: RandomErasing.like,
-}
-
-
-def fused(operations: Sequence[Augmentation | K.AugmentationBase2D | ImageSequentialBase]) -> list[Augmentation]:
-    """The same operations in fewer steps: neighbouring geometric ones of Kornia's are one."""
-    steps: list[Augmentation] = []
-    for geometric, group in groupby(operations, Warp.takes):
-        if geometric:
-            steps.append(Warp(list(group)))  # type: ignore[arg-type]
-        else:
-            steps += [o if isinstance(o, Augmentation) else FASTER.get(type(o), Kornia)(o) for o in group]
-    return steps
-
-
 class OneOf(Several):
     """Each image takes one of several operations, with equal probability; images with the same one go together.
 
@@ -143,8 +136,29 @@ class OneOf(Several):
         """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
         choice = torch.randint(len(self.operations), (len(image),))
         image, label = image.clone(), soft(label, self.num_classes).clone()
-        for number, operation in enumerate(self.operations):
-            chosen = (choice == number).nonzero()[:, 0].to(image.device)
+        places = moved([(choice == k).nonzero()[:, 0] for k in range(len(self.operations))], image.device)
+        for operation, chosen in zip(self.operations, places, strict=True):
             if len(chosen):
                 image[chosen], label[chosen] = operation(image[chosen], label[chosen])
         return image, label
+
+
+FASTER: dict[type, Callable[[Any], Augmentation]] = {
+    K.ColorJitter: ColorJitter.like,
+    K.RandomErasing: RandomErasing.like,
+}
+
+
+def fused(operations: Sequence[Augmentation | K.AugmentationBase2D | ImageSequentialBase]) -> list[Augmentation]:
+    """The same operations in fewer steps: neighbouring geometric ones of Kornia's are one, and so are mixing ones."""
+    steps: list[Augmentation] = []
+    for geometric, group in groupby(operations, Warp.takes):
+        several: list[Any] = list(group)
+        steps += [Warp(several)] if geometric else map(_faster, several)
+    return steps
+
+
+def _faster(operation: Augmentation | K.AugmentationBase2D | ImageSequentialBase) -> Augmentation:
+    if isinstance(operation, OneOf) and all(isinstance(one, Mixing) for one in operation.operations):
+        return EitherMixing(list(operation.operations))  # type: ignore[arg-type]
+    return operation if isinstance(operation, Augmentation) else FASTER.get(type(operation), Kornia)(operation)

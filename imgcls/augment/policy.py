@@ -1,78 +1,28 @@
 """Policies that sample an operation and its strength for each image (Kornia's and torchvision's: for each batch).
 
-Shapes: B batch. Images with the same operation are changed together, and all geometric operations are one warp.
+Shapes: B batch, of one or several versions of each image.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
-from imgcls.augment import color
-from imgcls.augment.base import Augmentation
-from imgcls.augment.warp import affine_source, middle, warp
-
-# operations with a value per image (B,), which may be in place; for the units see `apply_operations`
-VALUED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "brightness": color.adjust_brightness_,
-    "color": color.adjust_saturation_,
-    "contrast": color.adjust_contrast_,
-    "sharpness": color.adjust_sharpness_,
-    "posterize": color.posterize,
-    "solarize": color.solarize,
-    "autocontrast": lambda image, value_B: tv.autocontrast(image),
-    "equalize": lambda image, value_B: tv.equalize((image * 255).round_().byte()) / 255,
-    "invert": lambda image, value_B: 1 - image,
-    "solarize_add": lambda image, value_B: torch.where(
-        image < 0.5, (image + value_B.to(image)[:, None, None, None]).clamp(max=1), image
-    ),
-}
-GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+from imgcls.augment.base import Parameters, Sampled, to_float
+from imgcls.augment.operations import carry_out, plan
 
 
-def apply_operations(image: Tensor, choice_B: Tensor, value_B: Tensor, names: tuple[str, ...]) -> Tensor:
-    """Give each image its operation.
+class Policy(Sampled):
+    """Gives each image one operation after the other of `names`, at a share of that operation's largest strength.
 
-    Args:
-        image: (B, C, H, W) float32 in [0, 1].
-        choice_B: Number of each image's operation in `names`, (B,) int64, on the CPU.
-        value_B: Its value (B,) on the CPU: shears as tangents, translations as shares of the side, rotations in
-            degrees counter-clockwise, bits, thresholds in 0..1, or the factor of a colour operation.
-        names: Operations; `identity` leaves an image as it is.
-    """
-    geometry_B5 = torch.zeros(len(image), len(GEOMETRIC), dtype=torch.float64)
-    moved_B = torch.zeros(len(image), dtype=torch.bool)
-    result = image.clone()
-    for number, name in enumerate(names):
-        chosen = (choice_B == number).nonzero()[:, 0]
-        if not len(chosen) or name == "identity":
-            continue
-        if name in GEOMETRIC:
-            moved_B[chosen] = True
-            geometry_B5[chosen, GEOMETRIC.index(name)] = value_B[chosen].double()
-        else:
-            here = chosen.to(image.device)
-            result.index_copy_(0, here, VALUED[name](image.index_select(0, here), value_B[chosen]))
-    if moved_B.any():
-        moved = moved_B.nonzero()[:, 0]
-        here = moved.to(image.device)
-        height, width = image.shape[-2:]
-        tangent_B2, share_B2, degrees_B1 = geometry_B5[moved].split([2, 2, 1], 1)
-        shift_B2, one_12 = share_B2 * torch.tensor([width, height]), torch.ones(1, 2)
-        source_B23 = affine_source(middle((height, width)), degrees_B1[:, 0], tangent_B2, shift_B2, one_12)
-        result.index_copy_(0, here, warp(image.index_select(0, here), source_B23))
-    return result
-
-
-class Policy(Augmentation):
-    """Gives each image an operation of `names`, at a share of that operation's largest strength.
+    Images are uint8 on the way, as in the papers' code; of float32 ones in [0, 1] the nearest are taken.
 
     Attributes:
         names: The operations.
     """
 
+    on_uint8 = True
     names: tuple[str, ...]
 
     @abstractmethod
@@ -88,10 +38,32 @@ class Policy(Augmentation):
                 value_B = torch.where(choice_B == number, by_name[name], value_B)
         return value_B
 
-    def change(self, image: Tensor, choice_B: Tensor, share_B: Tensor) -> Tensor:
-        """Carry out each image's operation, of which -1 is none, with a random sign."""
-        sign_B = torch.randint(2, (len(image),)) * 2.0 - 1
-        return apply_operations(image, choice_B, self.values(choice_B, share_B, sign_B), self.names)
+    def drawn(self, choice_B: Tensor, share_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Operations (B,), of which -1 is none, and their values (B,) with random signs."""
+        sign_B = torch.randint(2, choice_B.shape) * 2.0 - 1
+        return choice_B, self.values(choice_B, share_B, sign_B)
+
+    def transform(self, image: Tensor, label: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) uint8, or float32 in [0, 1]; the same shape and dtype."""
+        # channel by channel, as images are picked and looked up in a tenth of the time
+        return self.transform_on_device(image.contiguous(), label, self.plan(parameters, image.shape))
+
+    def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:
+        """Images are put into the order of each step's operations, and back after the last."""
+        layers, place = [], torch.arange(parameters["choice"].shape[0]) % shape[0]
+        for choice_B, value_B in zip(parameters["choice"].unbind(1), parameters["value"].unbind(1), strict=True):
+            step = plan(choice_B, value_B, self.names, shape)
+            order = step["order"]
+            layers.append(step | {"order": place[order]})
+            place = order.argsort()
+        return {"layers": layers, "back": place}
+
+    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
+        result = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
+        for layer in plan["layers"]:
+            result = carry_out(result, layer)
+        result = result.index_select(0, plan["back"])
+        return result if image.dtype == torch.uint8 else to_float(result), label
 
 
 class TrivialAugmentWide(Policy):
@@ -108,11 +80,10 @@ class TrivialAugmentWide(Policy):
     )
     steps = 31
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
-        choice_B = torch.randint(len(self.names), (len(image),))
-        share_B = torch.randint(self.steps, (len(image),)) / (self.steps - 1)
-        return self.change(image, choice_B, share_B), label
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
+        choice_B = torch.randint(len(self.names), shape[:1])
+        share_B = torch.randint(self.steps, shape[:1]) / (self.steps - 1)
+        return in_turn([self.drawn(choice_B, share_B)]), shape
 
     def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         return {
@@ -148,14 +119,14 @@ class RandAugment(Policy):
         super().__init__()
         self.magnitude, self.std, self.count, self.p = magnitude, std, count, p
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
+        steps = []
         for _ in range(self.count):
-            choice_B = torch.randint(len(self.names), (len(image),))
-            choice_B[torch.rand(len(image)) >= self.p] = -1
-            share_B = (self.magnitude + self.std * torch.randn(len(image))).clamp(0, 10) / 10
-            image = self.change(image, choice_B, share_B)
-        return image, label
+            choice_B = torch.randint(len(self.names), shape[:1])
+            choice_B[torch.rand(shape[0]) >= self.p] = -1
+            share_B = (self.magnitude + self.std * torch.randn(shape[0])).clamp(0, 10) / 10
+            steps.append(self.drawn(choice_B, share_B))
+        return in_turn(steps), shape
 
     def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         return {
@@ -190,20 +161,31 @@ class AugMix(Policy):
         super().__init__()
         self.severity, self.width, self.depth, self.alpha = severity, width, depth, alpha
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) float32 in [0, 1]; the same shape and range."""
-        count = len(image)
-        share_BW = torch.distributions.Dirichlet(torch.full((self.width,), self.alpha)).sample((count,)).to(image)
-        keep_B = torch.distributions.Beta(self.alpha, self.alpha).sample((count,)).to(image)
-        mixture = torch.zeros_like(image)
-        for chain in range(self.width):
-            length_B, changed = torch.randint(1, self.depth + 1, (count,)), image
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:
+        """Each image is there once for each chain, and once more as it is."""
+        count = shape[0]
+        share_BW = torch.distributions.Dirichlet(torch.full((self.width,), self.alpha)).sample((count,))
+        keep_B1 = torch.distributions.Beta(self.alpha, self.alpha).sample((count, 1))
+        unchanged = torch.full((count, self.depth), -1)
+        chains = [{"choice": unchanged, "value": unchanged.float()}]
+        for _ in range(self.width):
+            length_B, steps = torch.randint(1, self.depth + 1, (count,)), []
             for position in range(self.depth):
                 choice_B = torch.randint(len(self.names), (count,))
                 choice_B[length_B <= position] = -1
-                changed = self.change(changed, choice_B, torch.rand(count) * self.severity / 10)
-            mixture += share_BW[:, chain, None, None, None] * changed
-        return torch.lerp(mixture, image, keep_B[:, None, None, None]), label
+                steps.append(self.drawn(choice_B, torch.rand(count) * self.severity / 10))
+            chains.append(in_turn(steps))
+        parameters = {name: torch.cat([chain[name] for chain in chains]) for name in ("choice", "value")}
+        return parameters | {"share": torch.cat([keep_B1, (1 - keep_B1) * share_BW], 1).T / 255}, shape
+
+    def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:  # noqa: D102
+        return super().plan(parameters, shape) | {"share": parameters["share"][..., None, None, None].contiguous()}
+
+    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:
+        """Image (B, C, H, W) uint8, or float32 in [0, 1]; float32 in [0, 1]."""
+        whole = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
+        changed, _ = super().transform_on_device(whole, label, plan)
+        return (changed.unflatten(0, plan["share"].shape[:2]) * plan["share"]).sum(0), label
 
     def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         return {
@@ -211,6 +193,12 @@ class AugMix(Policy):
             **dict.fromkeys(("translate_x", "translate_y"), signed_B / 3),
             "solarize": 1 - share_B,
         }
+
+
+def in_turn(steps: list[tuple[Tensor, Tensor]]) -> Parameters:
+    """Operations and values of steps (L of both) as parameters, (B, L)."""
+    choice, value = zip(*steps, strict=True)
+    return {"choice": torch.stack(choice, 1), "value": torch.stack(value, 1)}
 
 
 def mild(share_B: Tensor, signed_B: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from kornia.constants import Resample, SamplePadding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.augment.base import ByImage, Change
+from imgcls.augment.base import ByImage, Parameters
 
 FLIPS = (K.RandomHorizontalFlip, K.RandomVerticalFlip)
 # a mirror image as scales along x and y
@@ -84,28 +84,44 @@ class Warp(ByImage):
         black = flags.get("padding_mode", SamplePadding.ZEROS) == SamplePadding.ZEROS
         return isinstance(operation, FLIPS) or (black and flags["resample"] == Resample.BILINEAR)
 
-    def sample(self, shape: torch.Size) -> tuple[Change, torch.Size]:  # noqa: D102
+    def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
         source_B23, moved_B, mirrored_B2, size = self.matrices(shape)
-        all_moved = bool(moved_B.all()) or size != tuple(shape[-2:])
-        mirrored_B2 &= ~moved_B[:, None]
+        resized = size != tuple(shape[-2:])
+        parameters = {"moved": moved_B | resized, "mirrored": mirrored_B2 & ~moved_B[:, None]}
         if not self.on_uint8:
             column_BW2, row_BH2 = grid_lines(source_B23, (shape[-2], shape[-1]), size)
+            parameters |= {"column": column_BW2, "row": row_BH2}
+        return parameters, torch.Size((*shape[:2], *size))
 
-        def change(image: Tensor, here: slice) -> Tensor:
-            if all_moved:
-                return interpolate(image, column_BW2[here], row_BH2[here])
-            for axis, mirrored_B in zip((-1, -2), mirrored_B2[here].unbind(1), strict=True):
-                place = mirrored_B.nonzero()[:, 0].to(image.device)
-                if len(place):
-                    image.index_copy_(0, place, image.index_select(0, place).flip(axis))
-            moved = moved_B[here].nonzero()[:, 0]
-            if len(moved):
-                place = moved.to(image.device)
-                lines = (column_BW2[here][moved], row_BH2[here][moved])
-                image.index_copy_(0, place, interpolate(image.index_select(0, place), *lines))
-            return image
+    def change(self, image: Tensor, parameters: Parameters) -> Tensor:  # noqa: D102
+        moved_B = parameters["moved"]
+        if moved_B.all():
+            return interpolate(image, parameters["column"], parameters["row"])
+        for axis, mirrored_B in zip((-1, -2), parameters["mirrored"].unbind(1), strict=True):
+            place = mirrored_B.nonzero()[:, 0]
+            if len(place):
+                image.index_copy_(0, place, image.index_select(0, place).flip(axis))
+        if moved_B.any():
+            place = moved_B.nonzero()[:, 0]
+            lines = parameters["column"][place], parameters["row"][place]
+            image.index_copy_(0, place, interpolate(image.index_select(0, place), *lines))
+        return image
 
-        return change, torch.Size((*shape[:2], *size))
+    def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:
+        """Images that are left alone are told apart, if there are any; mirrored ones are interpolated with others."""
+        if self.on_uint8:
+            return parameters | {"axes": parameters["mirrored"].any(0).tolist()}
+        changed_B = parameters["moved"] | parameters["mirrored"].any(1)
+        return parameters | {"changed": None if changed_B.all() else changed_B[:, None, None, None]}
+
+    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
+        if not self.on_uint8:
+            warped = interpolate(image, plan["column"], plan["row"])
+            return warped if plan["changed"] is None else torch.where(plan["changed"], warped, image), label
+        for axis, mirrored_B, some in zip((-1, -2), plan["mirrored"].unbind(1), plan["axes"], strict=True):
+            if some:
+                image = torch.where(mirrored_B[:, None, None, None], image.flip(axis), image)
+        return image, label
 
     def matrices(self, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """Sample parameters for a batch of that shape, (B, C, H, W); all on the CPU.

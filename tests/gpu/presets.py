@@ -1,27 +1,20 @@
-"""The presets of configs/augment, built as the command line builds them."""
+"""The presets of configs/augment, ready for a size."""
 
 import torch
-import yaml
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.options import normalize
 
-from ..conftest import ROOT
+from .. import test_augment
 
-PRESETS = {path.stem: path for path in sorted((ROOT / "configs/augment").glob("*.yaml")) if path.stem != "none"}
+PRESETS = {path.stem: path for path in test_augment.PRESETS if path.stem != "none"}
 MEAN, STD, CLASSES = [0.5, 0.4, 0.3], [0.25, 0.24, 0.23], 10
 
 
 def preset(name: str, size: int) -> Augmentation:
-    """Ready for images of that size."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--augment", type=Augmentation)
-    written = yaml.safe_load(PRESETS[name].read_text())["data"]["augment"]
-    found = parser.instantiate(parser.parse_object({"augment": written})).augment
-    found.configure(size, CLASSES)
-    return found
+    """Ready for images of that size and ten classes."""
+    return test_augment.prepared(test_augment.preset(PRESETS[name]), size)
 
 
 def batch(augment: Augmentation, count: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,10 @@
 import pytest
 import torch
 
+from imgcls.augment.base import on_device
+from imgcls.augment.crop import RandomResizedCrop
+
+from ..test_device import assert_same_pictures, images
 from .conftest import TOY, no_waits
 from .presets import CLASSES, PRESETS, augmented, batch, preset
 
@@ -26,3 +30,17 @@ def test_ten_steps_without_a_wait(name, device):
         )
         assert label.ndim == 1 or label.shape[1] == CLASSES
     assert any(not torch.equal(found[0][0], image) for image, _ in found[1:])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_device_makes_the_pictures_of_the_cpu(name, device):
+    augment, label = preset(name, 96), torch.arange(40) % CLASSES
+    image = images(40, 3, round(96 * augment.margin))
+    rough = any(isinstance(step, RandomResizedCrop) for step in augment.operations)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        mine, label_of_mine = augment(image, label)
+        torch.manual_seed(seed)
+        theirs, label_of_theirs = on_device(list(augment.operations), image.to(device), label.to(device))
+        torch.testing.assert_close(label_of_mine, label_of_theirs.cpu())
+        assert_same_pictures(mine, theirs.cpu(), rough)
