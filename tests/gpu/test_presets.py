@@ -32,6 +32,7 @@ def test_ten_steps_without_a_wait(name, device):
     assert any(not torch.equal(found[0][0], image) for image, _ in found[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_device_makes_the_pictures_of_the_cpu(name, device):
     augment, label = preset(name, 96), torch.arange(40) % CLASSES

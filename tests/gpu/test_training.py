@@ -82,7 +82,7 @@ def test_figures_are_those_of_a_cpu(imgcls, run, exact):
             marks=pytest.mark.skipif(TOY, reason="loss scaling needs a CUDA device"),
         ),
         pytest.param(["--model.compile=true", "--model.backbone.depth=2"], marks=pytest.mark.slow),
-        [*MIXED],
+        pytest.param(MIXED, marks=pytest.mark.slow),
         [*MIXED, "--trainer.precision=bf16-mixed", "--model.channels_last=true", "--trainer.gradient_clip_val=1"],
     ],
     ids=["bf16", "fp16", "compile", "ema, mixing", "all, clipped"],
@@ -100,7 +100,7 @@ def test_the_batch_size_is_chosen_on_the_device():
     assert chosen >= 16 and math.log2(chosen).is_integer()
 
 
-@pytest.mark.parametrize("precision", ["32-true", *([] if TOY else ["bf16-mixed"])])
+@pytest.mark.parametrize("precision", ["32-true", *([] if TOY else ["bf16-mixed", "16-mixed"])])
 def test_a_step_that_is_not_finite_is_left_out(monkeypatch, precision):
     loss, calls = CrossEntropy.__call__, []
 

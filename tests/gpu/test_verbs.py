@@ -61,6 +61,7 @@ def test_explain_draws(imgcls, run):
     assert any(Path("pictures").glob("*.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("onnxscript"), reason="needs onnxscript")
 def test_the_exported_file_answers_as_the_device(imgcls, run, device, exact):
     code, _, err = imgcls("export", "--run", run, "--out", "m.onnx", "--count=16")
