@@ -77,7 +77,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"# {'Toy run, its figures mean nothing' if result['toy'] else result['device']}", ""]
     lines += [f"{result['device']}, {result['cores']} cores, driver {result['driver']}, CUDA {result['cuda']}, Python"]
     lines[-1] += f" {result['python']}; {about}; {result['date']}; {result['seconds']:.0f} s in all."
-    lines += ["", *(f"Note: {note}." for note in result["notes"])]
+    lines += ["", *(f"- {note}" for note in result["notes"])]
     lines += ["", "| section | seconds | budget | |", "|---|---|---|---|"]
     for name, section in result["sections"].items():
         state = f"FAILED: {_cell(section['error'])}" if section["error"] else "ok"

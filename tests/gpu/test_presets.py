@@ -9,9 +9,22 @@ from imgcls.augment.crop import RandomResizedCrop
 from ..test_device import assert_same_pictures, images
 from .conftest import TOY, no_waits
 from .presets import CLASSES, PRESETS, augmented, batch, preset
+from .waits import waits
 
 pytestmark = pytest.mark.gpu
 SIZE, COUNT = (32, 4) if TOY else (224, 64)
+
+
+@pytest.mark.skipif(TOY, reason="a CPU does not wait")
+def test_waits_are_seen(device):
+    """What the other tests and figures rest on."""
+    number = torch.ones(3, device=device)
+    with waits(device) as found:
+        number.sum().item()
+        number + 1
+    assert found and all(place.startswith(__file__) for place in found)
+    with pytest.raises(RuntimeError, match="synchronizing CUDA operation"), no_waits():
+        number.sum().item()
 
 
 @pytest.mark.parametrize("name", PRESETS)
