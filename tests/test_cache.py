@@ -66,10 +66,10 @@ def test_a_cut_file_is_made_anew_and_a_bad_folder_is_named(source, tmp_path):
 def test_workers_fill_one_block(photos, workers):
     data = FolderData(root=str(photos), image_size=16, batch_size=8, num_workers=workers)
     data.setup("fit")
-    first = [b["image"] for b in data.ordered_batches("train", augmented=False)]
+    first = [b["image"] for b in data.ordered_batches("train")]
     cached = data.caches.made[0]
     assert cached.there.all()
-    again = [b["image"] for b in data.ordered_batches("train", augmented=False)]
+    again = [b["image"] for b in data.ordered_batches("train")]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 

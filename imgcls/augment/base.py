@@ -2,6 +2,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
@@ -51,6 +52,16 @@ class Augmentation(nn.Module, ABC):
         image, label = self(image, label)
         return normalize(image), label
 
+    @property
+    def loading_crop(self) -> "LoadingCrop | None":
+        """What is done first, while images are decoded, so that batches need only `after_loading`."""
+        return None
+
+    @property
+    def after_loading(self) -> "Augmentation":
+        """What is left to do for images that were loaded with the `loading_crop`."""
+        return self
+
 
 class Sampled(Augmentation):
     """Samples random parameters for a whole batch on the CPU, and then applies them where the images are.
@@ -95,6 +106,17 @@ class Sampled(Augmentation):
             return on_device([self], image, label)
         parameters, _ = self.sample(image.shape)
         return self.transform(image, label, parameters)
+
+
+class LoadingCrop(Sampled):
+    """A random crop that may be taken from the whole image while it is decoded."""
+
+    @abstractmethod
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of a crop from an image of that size, to be resized to the model's size.
+
+        Right and bottom are the first that lie outside.
+        """
 
 
 class ByImage(Sampled):

@@ -3,17 +3,20 @@
 Shapes: B batch, C channels, H×W pixels, S side of the result.
 """
 
+import math
 from typing import Literal
 
+import numpy as np
 import torch
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from imgcls.augment.base import Parameters, Sampled
+from imgcls.augment.base import LoadingCrop, Parameters, Sampled
 
 LARGE = 1 << 14  # values of an image
+TRIES = 10
 
 
 class RandomCrop(Sampled):
@@ -102,11 +105,12 @@ class RandomHorizontalFlip(Sampled):
         return torch.where(plan["mirrored"][:, None, None, None], image.flip(-1), image), label
 
 
-class RandomResizedCrop(Sampled):
-    """A random area of each image, resized with antialiasing to the model's size.
+class RandomResizedCrop(LoadingCrop):
+    """A random area of each image, resized with antialiasing to the model's size (Szegedy et al., CVPR 2015, 6).
 
-    The box is sampled as Kornia's RandomResizedCrop does, by its own generator. The resize is that of torchvision
-    (bilinear, antialiased), on uint8 while the batch is uint8, as no arithmetic has been done yet.
+    As the first operation of a pipeline it is done by the data module while images are decoded, from the whole image.
+    In a batch, boxes are sampled by Kornia's generator, and the resize is that of torchvision (bilinear, antialiased),
+    on uint8 while the batch is uint8.
 
     Args:
         scale: Range of the area that is kept, as a share of the image.
@@ -118,6 +122,20 @@ class RandomResizedCrop(Sampled):
     def __init__(self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
         super().__init__()
         self.scale, self.ratio = scale, ratio
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """As torchvision samples it: area and logarithm of the ratio uniformly, ten times; then the central area."""
+        narrowest, widest = self.ratio
+        for _ in range(TRIES):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(narrowest), math.log(widest)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+                return left, top, left + w, top + h
+        w, h = min(width, round(height * widest)), min(height, round(width / narrowest))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
 
     def configure(self, size: int, num_classes: int) -> None:  # noqa: D102
         super().configure(size, num_classes)

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
-from imgcls.augment.base import Augmentation, ByImage, Sampled, moved, on_device, soft, to_float
+from imgcls.augment.base import Augmentation, ByImage, LoadingCrop, Sampled, moved, on_device, soft, to_float
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.mixing import EitherMixing, Mixing, Per, draws
@@ -51,6 +52,15 @@ class Pipeline(Several):
         super().__init__(fused(operations))
         keep_freed_memory()
         self.margin = margin
+
+    @property
+    def loading_crop(self) -> LoadingCrop | None:  # noqa: D102
+        first = next(iter(self.operations), None)
+        return first if isinstance(first, LoadingCrop) else None
+
+    @cached_property
+    def after_loading(self) -> "Pipeline":  # type: ignore[override]  # noqa: D102
+        return Pipeline(list(self.operations[1:])) if self.loading_crop else self  # type: ignore[arg-type]
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) uint8 or float32; float32 in [0, 1] if an operation computed, else unchanged."""

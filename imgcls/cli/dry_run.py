@@ -88,7 +88,7 @@ def _pass(trainer: Trainer, model: Classifier, data: ImageDataModule, device: to
         return 0.0
     model.eval()
     sizes, times = [], [now(device)]
-    for batch in islice(data.ordered_batches(part, augmented=False), STEPS):
+    for batch in islice(data.ordered_batches(part), STEPS):
         with trainer.precision_plugin.val_step_context():
             model.logits(data.normalize(batch["image"].to(device)).to(model.dtype))
         sizes.append(len(batch["index"]))

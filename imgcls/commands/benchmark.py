@@ -116,7 +116,7 @@ class _Bench:
         if self.data.augment is not None:
             stages["augment and normalise"] = partial(self._augment, self.data.prepare)
             for name, (rival, _) in RIVALS.items():
-                if (way := rival(self.data.augment, self.data.mean, self.data.std)) is not None:
+                if (way := rival(self.data.augment.after_loading, self.data.mean, self.data.std)) is not None:
                     stages[name] = partial(self._augment, way)
         stages["forward, backward, step"] = self._step_only
         stages["bare loop"] = self._bare_loop

@@ -49,14 +49,15 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
     data.prepare_data()
     data.setup("fit")
     source, index = data.parts["train"]
-    chosen = np.random.default_rng(data.seed).choice(index, min(count, len(index)), replace=False)
+    position = np.random.default_rng(data.seed).choice(len(index), min(count, len(index)), replace=False)
+    chosen, dataset = index[position], data.train_dataloader().dataset
     original = source.images(chosen.tolist(), data.resize_crop("val"))
-    loaded = source.images(chosen.tolist(), data.resize_crop("train"))
     label = torch.from_numpy(source.label[chosen])
     rows, titles = [original], [data.class_names[k] for k in label.tolist()]
     for version in range(VERSIONS):
         torch.manual_seed(data.seed + version)
-        image, mixed = data.augment(loaded, label) if data.augment else (loaded, label)
+        loaded = dataset.to_device(dataset[(position + version * len(index)).tolist()])["image"].cpu()
+        image, mixed = data.augment.after_loading(loaded, label) if data.augment else (loaded, label)
         image = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()
         rows.append(image)
         titles += [_title(row, data.class_names) for row in mixed]

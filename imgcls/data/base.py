@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from imgcls.augment.base import Augmentation
+from imgcls.augment.base import Augmentation, LoadingCrop
 from imgcls.data.batches import BatchDataset, loader
 from imgcls.data.encoded import EncodedBatches
 from imgcls.data.on_device import DeviceBatches
@@ -247,11 +247,13 @@ class ImageDataModule(DeviceBatches, ABC):
 
     def resize_crop(self, part: Part) -> ResizeCrop:
         """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
-        margin = self.augment.margin if self.augment is not None and part == "train" else 1.0
+        random = part == "train" and self._crop is not None
+        margin = 1.0 if self.augment is None or part != "train" or random else self.augment.margin
         crop = round((self.train_size if part == "train" else self.image_size) * margin)
         known = self.value_range
         value_range = None if known is None or isinstance(known, str) else (known[0], known[1])
-        return ResizeCrop(self.channels, round(crop / self.crop_fraction), crop, self.interpolation, value_range)
+        resize = round(crop / self.crop_fraction)
+        return ResizeCrop(self.channels, resize, crop, self.interpolation, value_range, random)
 
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""
@@ -263,7 +265,8 @@ class ImageDataModule(DeviceBatches, ABC):
         source, index = self.parts["train"]
         probability = balanced(source.label[index]) if self.sampling == "balanced" else None
         sizes = len(index), self.batch_size, self.seed, *self._rank()
-        batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index))
+        draws = self.resize_crop("train").random
+        batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index), draws)
         batches.resume_at = self._resume_at
         batches.fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return self._loader("train", batches)
@@ -280,10 +283,10 @@ class ImageDataModule(DeviceBatches, ABC):
         """The test images from `predict_from` on; with on_error=skip, what cannot be read is blank and in `broken`."""
         return self._eval_loader("test", self.predict_from)
 
-    def ordered_batches(self, part: Part, augmented: bool) -> DataLoader:
-        """Each image of a part once, all in this process, loaded as for evaluation or as for augmentation."""
-        batches = EvalBatches(len(self.parts[part][1]), self.batch_size)
-        return self._loader(part, batches, self.resize_crop("train" if augmented else "val"))
+    def ordered_batches(self, part: Part, version: int = 0) -> DataLoader:
+        """Each image of a part once, all in this process: 0 as for evaluation, other versions as for augmentation."""
+        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, draw=version)
+        return self._loader(part, batches, self.resize_crop("train" if version else "val"))
 
     def use_features(self, part: Part, feature: Tensor) -> None:
         """From now on, loaders yield features in place of a part's images.
@@ -305,7 +308,8 @@ class ImageDataModule(DeviceBatches, ABC):
         frame = frame or own
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
-        dataset = kind(self.caches.cached(source, index, frame), index, frame, go_on, self.goes_to)
+        cached = self.caches.cached(source, index, frame)
+        dataset = kind(cached, index, frame, go_on, self.goes_to, self._crop, self.seed)
         again = part != "test" and frame == own  # what is looked at once is not worth the memory
         if self.cache == "device" and self.goes_to and again:
             if part not in self._resident or not self._resident[part].holds(dataset):
@@ -313,6 +317,10 @@ class ImageDataModule(DeviceBatches, ABC):
                 self._resident[part] = ResidentBatches(dataset, self.num_workers)
             dataset = self._resident[part]
         return loader(dataset, batches, self.num_workers)
+
+    @property
+    def _crop(self) -> LoadingCrop | None:
+        return None if self.augment is None else self.augment.loading_crop
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,6 +1,7 @@
 """Whole batches of images, and the loader that fetches them."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,9 +9,10 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from imgcls.augment.base import LoadingCrop
 from imgcls.data.prefetch import ahead, side_stream
 from imgcls.errors import UserError
-from imgcls.images.decode import BrokenImage, ResizeCrop, stack
+from imgcls.images.decode import Box, BoxOf, BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 from imgcls.system.resources import cores
 
@@ -32,24 +34,33 @@ class BatchDataset(Dataset):
         go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
             list of (number, reason); else the batch is the error.
         device: Where batches go. None: they stay where they were fetched.
+        crop: Draws boxes, where the frame is random.
+        seed: Of the boxes, with the number of an image in the source and that of the draw.
     """
 
     resident = False
 
     def __init__(
-        self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False, device: Device = None
+        self,
+        source: Source,
+        index: np.ndarray,
+        resize_crop: ResizeCrop,
+        go_on: bool = False,
+        device: Device = None,
+        crop: LoadingCrop | None = None,
+        seed: int = 0,
     ) -> None:
         self.source, self.index, self.resize_crop, self.go_on = source, index, resize_crop, go_on
-        self.device = device
+        self.device, self.crop, self.seed = device, crop if resize_crop.random else None, seed
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, positions: list[int]) -> Batch | UserError:
-        index = self.index[positions]
+        index, boxes = self._asked(positions)
         broken: list[tuple[int, str]] = []
         try:
-            fetched = self._fetched(index.tolist())
+            fetched = self._fetched(index.tolist(), boxes)
         except UserError as error:  # raised in the main process, see Loader
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
@@ -57,8 +68,20 @@ class BatchDataset(Dataset):
         batch = {**fetched, "label": torch.from_numpy(self.source.label[index]), "index": torch.from_numpy(index)}
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
 
-    def _fetched(self, numbers: list[int]) -> Batch:
-        return {"image": self.source.inputs(numbers, self.resize_crop)}
+    def _asked(self, positions: list[int]) -> tuple[np.ndarray, list[BoxOf] | None]:
+        """Numbers in the source (B,), and what draws a box of each; positions beyond N are further draws."""
+        draw, position = np.divmod(np.asarray(positions), len(self.index))
+        index = self.index[position]
+        if self.crop is None:
+            return index, None
+        return index, [partial(self._box, *key) for key in zip(index.tolist(), draw.tolist(), strict=True)]
+
+    def _box(self, number: int, draw: int, width: int, height: int) -> Box:
+        assert self.crop is not None
+        return self.crop.box(width, height, np.random.default_rng((self.seed, number, draw)))
+
+    def _fetched(self, numbers: list[int], boxes: list[BoxOf] | None) -> Batch:
+        return {"image": self.source.inputs(numbers, self.resize_crop, boxes)}
 
     def to_device(self, batch: Batch) -> Batch:
         """A fetched batch, complete and on the device."""

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from imgcls.data.batches import BatchDataset
 from imgcls.errors import one_line
-from imgcls.images.decode import decode_bytes, reading, stack
+from imgcls.images.decode import Box, BoxOf, frame_bytes, opened, reading, stack
 from imgcls.images.jpeg import decode_jpegs, is_plain
 from imgcls.images.sources import Batch
 
@@ -24,40 +25,50 @@ class EncodedBatches(BatchDataset):
 
     failed = False
 
-    def _fetched(self, numbers: list[int]) -> Batch:
-        read = [self._read(number) for number in numbers]
-        return {  # each in one piece: a tensor that a worker sends takes a file descriptor
+    def _fetched(self, numbers: list[int], boxes: list[BoxOf] | None) -> Batch:
+        found = [self._read(number, boxes[k] if boxes else None) for k, number in enumerate(numbers)]
+        read = [content for content, _ in found]
+        drawn = {"box": torch.tensor([box for _, box in found if box])} if boxes else {}
+        return drawn | {  # each in one piece: a tensor that a worker sends takes a file descriptor
             "files": _joined([one for one in read if one.ndim == 1]),
             "decoded": _joined([one for one in read if one.ndim == 3]),
             "size": torch.tensor([len(one) if one.ndim == 1 else 0 for one in read]),
         }
 
-    def _read(self, number: int) -> Tensor:
-        """The bytes (L,) of a plain JPEG file, else the image (C, H, W)."""
+    def _read(self, number: int, box_of: BoxOf | None) -> tuple[Tensor, Box | None]:
+        """The bytes (L,) of a plain JPEG file and the box that is drawn of it, else the image (C, H, W)."""
         with reading(self.source.describe, number):
             content = self.source.encoded(number)
-            if is_plain(content):
-                return torch.frombuffer(bytearray(content), dtype=torch.uint8)
-            return decode_bytes(content, self.resize_crop)
+            if not is_plain(content):
+                return frame_bytes(content, self.resize_crop, box_of), None
+            with opened(content) as image:
+                box = box_of(*image.size) if box_of else None
+            return torch.frombuffer(bytearray(content), dtype=torch.uint8), box
 
     def to_device(self, batch: Batch) -> Batch:  # noqa: D102
         files, size, number = batch.pop("files"), batch.pop("size"), batch["index"]
-        here = self._decoded(files.split(size[size > 0].tolist()), number[size > 0].tolist())
+        boxes = batch.pop("box").tolist() if "box" in batch else None
+        here = self._decoded(files.split(size[size > 0].tolist()), number[size > 0].tolist(), boxes)
         batch, frame = super().to_device(batch), self.resize_crop
         others = iter(batch.pop("decoded").view(-1, frame.channels, frame.crop, frame.crop))
         return {**batch, "image": stack([next(here if length else others) for length in size.tolist()])}
 
-    def _decoded(self, files: Sequence[Tensor], numbers: list[int]) -> Iterator[Tensor]:
+    def _decoded(self, files: Sequence[Tensor], numbers: list[int], boxes: list[Box] | None) -> Iterator[Tensor]:
         device = self.device or torch.device("cpu")
         try:
-            return iter(decode_jpegs(files, self.resize_crop, device) if files else [])
+            return iter(decode_jpegs(files, self.resize_crop, device, boxes) if files else [])
         except RuntimeError as error:
             if not self.failed:
                 log.warning(f"--data.decoder=cuda: the CPU decodes a batch that {device} does not ({one_line(error)})")
             self.failed = True
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # what failed may still write into memory that it gave back
-        return iter(self.source.images(numbers, self.resize_crop).to(device))
+        given = None if boxes is None else [partial(_given, box) for box in boxes]
+        return iter(self.source.inputs(numbers, self.resize_crop, given).to(device))
+
+
+def _given(box: Box, width: int, height: int) -> Box:
+    return box
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -54,9 +54,12 @@ class DeviceBatches(LightningDataModule):
 
     @torch.no_grad()
     def prepare(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """A training batch as the model takes it: uint8 images (B, C, H, W) augmented and normalised, and labels."""
+        """A training batch as the model takes it: uint8 images (B, C, H, W) augmented and normalised, and labels.
+
+        Images that were loaded for training are random crops already, where the augmentation begins with one.
+        """
         if self.augment is not None:
-            return self.augment.normalized(image, label, self.normalize)
+            return self.augment.after_loading.normalized(image, label, self.normalize)
         return self.normalize(image), label
 
     def step_seed(self, *position: int) -> int:

@@ -1,5 +1,7 @@
 """Images that live on the device: `--data.cache=device`."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,7 +30,15 @@ class ResidentBatches(BatchDataset):
     resident = True
 
     def __init__(self, dataset: BatchDataset, num_workers: int | None) -> None:
-        super().__init__(dataset.source, dataset.index, dataset.resize_crop, device=dataset.device)
+        frame = dataset.resize_crop
+        super().__init__(dataset.source, dataset.index, frame, False, dataset.device, dataset.crop, dataset.seed)
+        if self.crop is not None:
+            if not self.source.in_memory:
+                raise UserError(
+                    "--data.cache=device: RandomResizedCrop takes crops from whole files, which have no common size; "
+                    "take --data.cache=memory, and --data.decoder=cuda on a GPU"
+                )
+            dataset = BatchDataset(self.source, self.index, replace(frame, crop=0, random=False), device=self.device)
         device = dataset.device or torch.device("cpu")
         number, label = torch.from_numpy(self.index), torch.from_numpy(self.source.label)
         self.held = {"label": label[number].to(device), "index": number.to(device)}
@@ -62,8 +72,18 @@ class ResidentBatches(BatchDataset):
         return same and self.device == dataset.device and np.array_equal(self.index, dataset.index)
 
     def __getitem__(self, positions: list[int]) -> Batch:
-        return {"position": torch.tensor(positions)}
+        _, boxes = self._asked(positions)
+        batch = {"position": torch.tensor(positions) % len(self.index)}
+        if boxes is not None:
+            shape = torch.Size((len(boxes), *self.held["image"].shape[1:]))
+            left_B, top_B, right_B, bottom_B = torch.tensor([box(shape[3], shape[2]) for box in boxes]).unbind(1)
+            box_B4 = torch.stack([left_B, right_B, top_B, bottom_B], 1)
+            batch |= self.crop.plan({"box": box_B4}, shape)  # type: ignore[union-attr]
+        return batch
 
     def to_device(self, batch: Batch) -> Batch:  # noqa: D102
-        position = super().to_device(batch)["position"]
-        return {name: held[position] for name, held in self.held.items()}  # in the layout of what is held
+        batch = super().to_device(batch)
+        found = {name: held[batch["position"]] for name, held in self.held.items()}  # in the layout of what is held
+        if self.crop is not None:
+            found["image"], _ = self.crop.transform_on_device(found["image"], found["label"], batch)
+        return found

@@ -53,6 +53,12 @@ def mixed_blocks(
 
 
 LARGEST_TAIL = 0.05
+REPEATS = 1 << 20  # above the number of times that an image comes in an epoch
+
+
+def drawn(epoch: int) -> int:
+    """Number of the first draw of an image in an epoch."""
+    return epoch * REPEATS
 
 
 class TrainBatches(SequentialSampler):
@@ -73,6 +79,8 @@ class TrainBatches(SequentialSampler):
         repeats: Times that each image follows itself, shared by the processes; the epoch stays as long.
         blocks: Where reading together matters: images are shuffled by blocks, unless `probability` or `repeats` is
             given or there are no more blocks than the window has.
+        draws: Yield position + N * draw: crops are drawn by the epoch, and where an image comes several times in it by
+            how often it came before.
 
     Attributes:
         fixed: Whether each epoch has the order of the first, as `overfit_batches` asks for. Lightning would put in a
@@ -89,6 +97,7 @@ class TrainBatches(SequentialSampler):
         probability: np.ndarray | None = None,
         repeats: int = 1,
         blocks: Blocks | None = None,
+        draws: bool = False,
     ) -> None:
         self.size, self.seed, self.rank, self.world_size = size, seed, rank, world_size
         share = size // world_size
@@ -99,6 +108,7 @@ class TrainBatches(SequentialSampler):
         spares = tail > max(LARGEST_TAIL * share, share % (whole + 1))
         self.batch_size = smaller if spares else batch_size
         self.probability, self.repeats = probability, repeats
+        self.draws = draws
         few = blocks is None or len(blocks.start) <= blocks.window
         self.blocks = None if few or probability is not None or repeats > 1 else blocks
         self.epoch = 0
@@ -127,13 +137,26 @@ class TrainBatches(SequentialSampler):
         """Positions of this process in the epoch's order, in pieces."""
         rng = np.random.default_rng((self.seed, 0 if self.fixed else self.epoch))
         if self.blocks is not None:
-            yield from mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng)
+            for piece in mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng):
+                yield piece + self.size * drawn(self.epoch) if self.draws else piece
             return
         if self.probability is None:
             order = rng.permutation(self.size)
         else:
             order = rng.choice(self.size, self.size, p=self.probability)
-        yield order.repeat(self.repeats)[: self.size][self.rank :: self.world_size]
+        order = order.repeat(self.repeats)[: self.size]
+        yield (self._numbered(order) if self.draws else order)[self.rank :: self.world_size]
+
+    def _numbered(self, order: np.ndarray) -> np.ndarray:
+        """Positions of an epoch (N,) with the number of their draw, by which an image's crops differ."""
+        if self.probability is None and self.repeats == 1:
+            return order + self.size * drawn(self.epoch)
+        first = np.argsort(order, kind="stable")
+        sorted_order = order[first]
+        begins = np.searchsorted(sorted_order, sorted_order)
+        before = np.empty_like(order)
+        before[first] = np.arange(len(order)) - begins  # how often it came before in this epoch
+        return order + self.size * (drawn(self.epoch) + before)
 
 
 class EvalBatches(SequentialSampler):
@@ -146,22 +169,29 @@ class EvalBatches(SequentialSampler):
         world_size: Number of processes.
         start: The first position that is wanted, for predictions: a process without any then repeats the last one,
             as Lightning refuses an empty loader.
+        draw: Yield position + N * draw, see `TrainBatches`.
     """
 
     def __init__(
-        self, size: int, batch_size: int, rank: int = 0, world_size: int = 1, start: int | None = None
+        self,
+        size: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int | None = None,
+        draw: int = 0,
     ) -> None:
         self.positions = range((start or 0) + rank, size, world_size)
         if start is not None and not self.positions:
             self.positions = range(size - 1, size)
-        self.batch_size = batch_size
+        self.batch_size, self.offset = batch_size, draw * size
 
     def __len__(self) -> int:
         return -(-len(self.positions) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         for start in range(0, len(self.positions), self.batch_size):
-            yield list(self.positions[start : start + self.batch_size])
+            yield [self.offset + position for position in self.positions[start : start + self.batch_size]]
 
 
 def position(trainer: Any) -> list[int]:

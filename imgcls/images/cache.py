@@ -80,12 +80,17 @@ class Caches:
         self.made: list[CachedSource] = []
 
     def cached(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop) -> Source:
-        """The source with a cache for the images of that index and resize_crop, where one is wanted and has room."""
+        """The source with a cache for the images of that index and resize_crop, where one is wanted and has room.
+
+        Random crops are taken from whole images, which are decoded anew.
+        """
         for made in self.made:
             if made.source is source and made.resize_crop == resize_crop and (made.row[index] >= 0).all():
                 return made
         in_memory = self.where in ("memory", "device")
-        if source.in_memory or self.where == "none" or (in_memory and not fits(len(index), resize_crop)):
+        if source.in_memory or resize_crop.random or self.where == "none":
+            return source
+        if in_memory and not fits(len(index), resize_crop):
             return source
         folder = None if in_memory else Path(self.where).expanduser()
         self.made.append(CachedSource(source, index, resize_crop, folder))

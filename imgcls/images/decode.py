@@ -1,6 +1,7 @@
 """The one place that opens an image: a file or a PIL image in, a uint8 tensor (C, H, W) out."""
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ with suppress(ImportError):  # an extra
 
     register_heif_opener()
 
+Box = tuple[int, int, int, int]  # left, top, right and bottom; the last two are the first outside
+BoxOf = Callable[[int, int], Box]  # draws a box of an image of that width and height
 Interpolation = Literal["bilinear", "bicubic"]
 EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif .heic .heif".split())
 PAGED = frozenset(".gif .png .tif .tiff .webp .avif .heic .heif".split())  # an image may have pages or frames
@@ -37,6 +40,8 @@ class ResizeCrop:
     The shorter side is resized to `resize`, then the central square of side `crop` is kept. Upsampling and
     downsampling are antialiased. An image that has the final size already is left alone. With a crop of 0 images keep
     the size in which they are decoded. Images deeper than 8 bits come to 8 by `value_range`, see `eight_bits`.
+
+    Where it is `random`, training images are crops of random boxes, each resized to the square.
     """
 
     channels: int
@@ -44,6 +49,7 @@ class ResizeCrop:
     crop: int
     interpolation: Interpolation = "bilinear"
     value_range: ValueRange | None = None
+    random: bool = False
 
 
 class BrokenImage(UserError):
@@ -103,6 +109,51 @@ def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
         return decode_upright(image, resize_crop)
 
 
+def frame_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf | None) -> Tensor:
+    """A box of what an image file holds, or without one the central square."""
+    return decode_bytes(content, resize_crop) if box_of is None else crop_bytes(content, resize_crop, box_of)
+
+
+def crop_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:
+    """A box of what an image file holds, drawn by its upright size, resized to the square (C, crop, crop) uint8.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the box stays at least as large as the square.
+    """
+    with opened(content) as image:
+        return crop(image, resize_crop, box_of, content)
+
+
+def crop(image: Image.Image, resize_crop: ResizeCrop, box_of: BoxOf, content: bytes | None = None) -> Tensor:
+    """The same of a PIL image, best not read yet; `content` is its file, where there is one."""
+    width, height = upright_size(image)
+    box, side = box_of(width, height), resize_crop.crop
+    if content is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
+        if min(box[2] - box[0], box[3] - box[1]) < 2 * side:
+            with suppress(RuntimeError):  # what it does not read, Pillow may
+                return crop_resize(_read_jpeg(content, resize_crop.channels), resize_crop, box)
+        needed = math.ceil(width * side / (box[2] - box[0])), math.ceil(height * side / (box[3] - box[1]))
+        image.draft(None, needed if (width, height) == image.size else needed[::-1])  # type: ignore[attr-defined]
+    image = to_channels(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop.channels)
+    if image.size == (width, height):
+        return as_tensor(image.crop(box).resize((side, side), _resampling(resize_crop)))
+    across, down = image.width / width, image.height / height
+    part = box[0] * across, box[1] * down, box[2] * across, box[3] * down
+    return as_tensor(image.resize((side, side), _resampling(resize_crop), box=part))
+
+
+def crop_resize(image: Tensor, resize_crop: ResizeCrop, box: Box) -> Tensor:
+    """A box of an image (C, H, W) uint8 that is already decoded, resized to the square."""
+    left, top, right, bottom = box
+    mode, side = tv.InterpolationMode(resize_crop.interpolation), resize_crop.crop
+    return tv.resize(image[:, top:bottom, left:right], [side, side], mode, antialias=True)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a PIL image after it was turned by its EXIF tag."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+    return image.size[::-1] if turned else image.size
+
+
 def original_bytes(content: bytes, value_range: ValueRange | None = None) -> Original:
     """The same for what an image file holds; raises whatever a parser of damaged content raises."""
     with opened(content) as image:
@@ -111,9 +162,7 @@ def original_bytes(content: bytes, value_range: ValueRange | None = None) -> Ori
 
 def original(image: Image.Image, value_range: ValueRange | None = None) -> Original:
     """A PIL image, opened and perhaps not yet read, as it is stored, but for its depth."""
-    mode, image = image.mode, eight_bits(image, value_range)
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
-    size = image.size[::-1] if turned else image.size
+    mode, size, image = image.mode, upright_size(image), eight_bits(image, value_range)
     if image.format == "JPEG":
         image.draft(None, (LARGE // 2, LARGE // 2))  # type: ignore[attr-defined]
     gray = mode in ("1", "L", "F") or mode.startswith("I")
@@ -200,9 +249,12 @@ def encode(image: Image.Image) -> bytes:
 
 def _decode_jpeg(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     """A JPEG too small to be scaled while it is decoded: torchvision's decoder and resize are twice as fast."""
-    mode = ImageReadMode.GRAY if resize_crop.channels == 1 else ImageReadMode.RGB
-    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return resize_crop_batch(decode_jpeg(encoded, mode, apply_exif_orientation=True)[None], resize_crop)[0]
+    return resize_crop_batch(_read_jpeg(content, resize_crop.channels)[None], resize_crop)[0]
+
+
+def _read_jpeg(content: bytes, channels: int) -> Tensor:
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, apply_exif_orientation=True)
 
 
 def decode_upright(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
@@ -217,12 +269,20 @@ def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
         size = _resized(width, height, resize_crop)
         if size != image.size:
-            resample = Image.Resampling.BICUBIC if resize_crop.interpolation == "bicubic" else Image.Resampling.BILINEAR
-            image = image.resize(size, resample)
+            image = image.resize(size, _resampling(resize_crop))
         left, top = (image.width - resize_crop.crop) // 2, (image.height - resize_crop.crop) // 2
         image = image.crop((left, top, left + resize_crop.crop, top + resize_crop.crop))
+    return as_tensor(image)
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A PIL image, L or RGB, as uint8 (C, H, W)."""
     pixels = torch.from_numpy(np.array(image))
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+
+
+def _resampling(resize_crop: ResizeCrop) -> Image.Resampling:
+    return Image.Resampling.BICUBIC if resize_crop.interpolation == "bicubic" else Image.Resampling.BILINEAR
 
 
 def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:

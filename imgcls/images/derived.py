@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgcls.images.decode import Original, ResizeCrop
+from imgcls.images.decode import BoxOf, Original, ResizeCrop
 from imgcls.images.depth import ValueRange
 from imgcls.images.sources import Source
 
@@ -29,6 +29,10 @@ class JoinedSource(Source):
         asked = (self.first, number[~in_second]), (self.second, number[in_second] - len(self.first))
         joined = torch.cat([source.images(numbers.tolist(), resize_crop) for source, numbers in asked if len(numbers)])
         return joined[torch.from_numpy(np.argsort(np.argsort(in_second, kind="stable"), kind="stable"))]
+
+    def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:  # noqa: D102
+        source, number = self._of(number)
+        return source.crop(number, resize_crop, box_of)
 
     def encoded(self, number: int) -> bytes:  # noqa: D102
         source, number = self._of(number)
@@ -82,7 +86,7 @@ class FeatureSource(Source):
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
 
-    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:
+    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop, boxes: Sequence[BoxOf] | None = None) -> Tensor:
         """Features (B, V, F)."""
         return self.feature[torch.from_numpy(self.row[list(index)])]
 

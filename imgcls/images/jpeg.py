@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from imgcls.errors import UserError, one_line
-from imgcls.images.decode import ResizeCrop, opened, resize_crop_batch
+from imgcls.images.decode import Box, ResizeCrop, crop_resize, opened, resize_crop_batch
 
 DEVICES = ("cuda",)
 
@@ -27,7 +27,9 @@ def is_plain(content: bytes) -> bool:
         return image.mode == "L" or ycbcr
 
 
-def decode_jpegs(files: Sequence[Tensor], resize_crop: ResizeCrop, device: torch.device) -> list[Tensor]:
+def decode_jpegs(
+    files: Sequence[Tensor], resize_crop: ResizeCrop, device: torch.device, boxes: Sequence[Box] | None = None
+) -> list[Tensor]:
     """Images (C, H, W) uint8 on a device, in the frame of `resize_crop`; those of one size are resized together.
 
     nvJPEG was not run yet. It upsamples colours more coarsely than libjpeg, and the CPU shrinks images of twice the
@@ -37,6 +39,7 @@ def decode_jpegs(files: Sequence[Tensor], resize_crop: ResizeCrop, device: torch
         files: What each plain JPEG file holds, (L,) uint8 on the CPU.
         resize_crop: How they are resized and cropped.
         device: Where.
+        boxes: Of each image, resized to the square; None: the central square.
 
     Raises:
         RuntimeError: The device's decoder does not take one of them.
@@ -45,6 +48,8 @@ def decode_jpegs(files: Sequence[Tensor], resize_crop: ResizeCrop, device: torch
         # torchvision decodes on a stream of its own, into memory that what is queued on this one may still read
         torch.cuda.current_stream(device).synchronize()
     images = decode_jpeg(list(files), ImageReadMode.GRAY if resize_crop.channels == 1 else ImageReadMode.RGB, device)
+    if boxes is not None:
+        return [crop_resize(image, resize_crop, box) for image, box in zip(images, boxes, strict=True)]
     of_size = defaultdict(list)
     for number, image in enumerate(images):
         of_size[image.shape].append(number)

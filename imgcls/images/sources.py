@@ -6,7 +6,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,12 @@ from torch.utils.data import Dataset
 
 from imgcls.errors import printable
 from imgcls.images.decode import (
+    BoxOf,
     Original,
     ResizeCrop,
+    crop,
+    crop_bytes,
+    crop_resize,
     decode,
     decode_bytes,
     encode,
@@ -134,9 +138,20 @@ class Source(ABC):
         """Name of an image, with where it was named if that is elsewhere."""
         return self.names[number]
 
-    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:
-        """What a batch holds of them: the images, unless something computed from them takes their place."""
-        return self.images(index, resize_crop)
+    def inputs(self, index: Sequence[int], resize_crop: ResizeCrop, boxes: Sequence[BoxOf] | None = None) -> Tensor:
+        """What a batch holds of them: images or crops, unless something computed from them takes their place."""
+        if boxes is None:
+            return self.images(index, resize_crop)
+        return stack([self.crop(number, resize_crop, box_of) for number, box_of in zip(index, boxes, strict=True)])
+
+    def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:
+        """A box of the whole image, resized to the square of `resize_crop`, (C, crop, crop) uint8.
+
+        Raises:
+            BrokenImage: It cannot be read.
+        """
+        whole = self.images([number], replace(resize_crop, crop=0))[0]
+        return crop_resize(whole, resize_crop, box_of(whole.shape[2], whole.shape[1]))
 
     def fingerprint(self) -> str:
         """Hash of labels and names; the same on every machine that has the same data."""
@@ -177,6 +192,10 @@ class EncodedSource(Source):
 
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         return stack([self._image(number, resize_crop) for number in index])
+
+    def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:  # noqa: D102
+        with reading(self.describe, number):
+            return crop_bytes(self.encoded(number), resize_crop, box_of)
 
     def deep_values(self, number: int) -> np.ndarray | None:  # noqa: D102
         with reading(self.describe, number), opened(self.file(number) or self.encoded(number)) as image:
@@ -270,6 +289,10 @@ class ItemSource(EncodedSource):
     def original(self, number: int, value_range: ValueRange | None = None) -> Original:  # noqa: D102
         with reading(self.describe, number):
             return original(self.items[number][0], value_range)
+
+    def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:  # noqa: D102
+        with reading(self.describe, number):
+            return crop(self.items[number][0], resize_crop, box_of)
 
     def deep_values(self, number: int) -> np.ndarray | None:  # noqa: D102
         with reading(self.describe, number):

@@ -92,14 +92,16 @@ def cached_features(trainer: Trainer, model: Any, part: Part, views: int, folder
 
 def _run(data: ImageDataModule, model: Any, part: Part, view: int) -> Tensor:
     features = []
-    for number, batch in enumerate(data.ordered_batches(part, augmented=view > 0)):
+    for number, batch in enumerate(data.ordered_batches(part, view)):
         image = batch["image"].to(model.device)
         if view:
             seed_step(data.step_seed(view, number), model.device)
-            image, label = data.augment(image, batch["label"].to(model.device))  # type: ignore[misc]
+            image, label = data.prepare(image, batch["label"].to(model.device))
             if label.ndim > 1:
                 raise UserError("--model.finetune.views: augmentation that mixes labels cannot be cached; leave it out")
-        image = data.normalize(image).to(model.dtype, memory_format=torch.channels_last)
+        else:
+            image = data.normalize(image)
+        image = image.to(model.dtype, memory_format=torch.channels_last)
         features.append(model.features(image).float().cpu())
     return torch.cat(features)
 
@@ -126,4 +128,8 @@ def _key(data: ImageDataModule, backbone: nn.Module, part: Part, views: int) -> 
 def _describe(augment: nn.Module | None) -> list[Any]:
     """Classes and settings of an augmentation and all that it holds."""
     modules = augment.modules() if augment is not None else []
-    return [(type(m).__name__, {k: repr(v) for k, v in vars(m).items() if not k.startswith("_")}) for m in modules]
+    return [(type(m).__name__, {k: repr(v) for k, v in vars(m).items() if _is_setting(k, v)}) for m in modules]
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return not (name.startswith("_") or isinstance(value, nn.Module))
