@@ -86,7 +86,8 @@ class Classifier(LightningModule):
         self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
         self.channels_last = has_convolution if channels_last is None else channels_last
-        weight = None if class_weights is None or class_weights == "balanced" else torch.tensor(class_weights)
+        given = [1.0] * num_classes if class_weights == "balanced" else class_weights  # counted in `setup`
+        weight = None if given is None else torch.tensor(given)
         if weight is not None and len(weight) != num_classes:
             raise UserError(f"--model.class_weights: {len(weight)} weights for {num_classes} classes")
         # not in the checkpoint: the config and the training data say it again
@@ -212,8 +213,8 @@ class Classifier(LightningModule):
             loss = self.teacher.combine(loss, logits, self.teacher.logits(batch["image"], data.mean, data.std))
         with torch.no_grad():
             hard = label if label.ndim == 1 else label.argmax(1)
-            right = (logits.argmax(1) == hard).sum()
-            totals = torch.stack((loss.detach().float() * len(label), right.float(), right.new_tensor(len(label))))
+            right = (logits.argmax(1) == hard).sum().float()
+            totals = torch.stack((loss.detach().float() * len(label), right, torch.full_like(right, len(label))))
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
         if self.finetune.solves:
             return None
@@ -330,4 +331,8 @@ class Classifier(LightningModule):
             validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
             if not validated:
                 raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
+        if all(group.get("fused") for group in optimizer.param_groups) and not self.trainer.gradient_clip_val:
+            # as if built with fused=True: the scaler of fp16 leaves it to the device whether to leave a step out;
+            # Lightning refuses to clip gradients then
+            optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
