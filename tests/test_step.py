@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,15 +22,21 @@ from imgcls.classifier import Classifier
 from imgcls.data.options import normalize
 from imgcls.data.sample import SampleData
 from imgcls.errors import UserError
+from imgcls.finetune.full import Full
 from imgcls.finetune.gradual import Gradual
 from imgcls.finetune.l2_sp import L2SP
+from imgcls.finetune.linear_probe import LinearProbe
+from imgcls.finetune.partial import Partial
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
+from imgcls.models.resnet import ResNet
+from imgcls.models.timm import TimmBackbone
+from imgcls.models.torchvision import TorchvisionBackbone
 from imgcls.optim import fast
 from imgcls.training.distillation import Teacher
 from imgcls.training.ema import EMA
 from imgcls.training.nonfinite import NonFinite
 
-from .test_classifier import classifier, fit
+from .test_classifier import classifier, fit, small
 
 
 class Crossings(TorchDispatchMode):
@@ -229,3 +236,59 @@ def test_a_loss_that_is_not_finite_still_ends_a_run_in_float16(monkeypatch):
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
     with pytest.raises(UserError, match="step 0: the loss is nan"):
         fit(classifier(), SampleData(batch_size=16), plugins=[precision], callbacks=[NonFinite()])
+
+
+class Graphs(Callback):
+    """How many graphs were compiled by the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.numbers = []
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.numbers.append(counters["stats"]["unique_graphs"])
+
+
+BACKBONES = {
+    "cnn": small,
+    "resnet": partial(ResNet, blocks=(1, 1), width=4),
+    "timm": partial(TimmBackbone, name="test_resnet", weights="none"),
+    "torchvision": partial(TorchvisionBackbone, name="resnet18", weights="none"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("finetune", [Full, partial(Partial, 1), L2SP, LinearProbe])
+def test_nothing_is_compiled_after_the_first_epoch(monkeypatch, name, finetune):
+    """Last batches, evaluation, mirror images, frozen parts and the average are in the graphs of the first."""
+    torch._dynamo.reset()
+    counters.clear()
+    original, seen = nn.Module.compile, Graphs()
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: original(self, backend="eager", **options))
+    model = Classifier(BACKBONES[name], 10, 1, 28, finetune=finetune(), compile=True, flip_at_test=True)
+    data = SampleData(batch_size=48)
+    data.setup("fit")
+    assert len(data.parts["val"][1]) % 48
+    options = {"max_epochs": 3, "limit_val_batches": 1.0, "callbacks": [seen, EMA()], "num_sanity_val_steps": 1}
+    trainer = fit(model, data, **options)
+    assert seen.numbers == [2, 2, 2] and counters["stats"]["unique_graphs"] == 2
+    trainer.test(model, datamodule=data, verbose=False)  # in inference mode, which has a graph of its own
+    assert counters["stats"]["unique_graphs"] == 3 and not counters["graph_break"]
+
+
+def test_a_part_that_joins_is_compiled_then_and_a_filled_up_batch_has_the_same_logits(monkeypatch):
+    torch._dynamo.reset()
+    counters.clear()
+    original, seen = nn.Module.compile, Graphs()
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: original(self, backend="eager", **options))
+    model = classifier(finetune=Gradual(), compile=True, flip_at_test=True)
+    data, options = SampleData(batch_size=48), {"max_epochs": 4, "limit_val_batches": 1.0}
+    fit(model, data, **options, callbacks=[seen])
+    first, second, third, last = seen.numbers  # a stage for each of two convolutions joins in the second and third
+    assert first < second < third == last == counters["stats"]["unique_graphs"] and not counters["graph_break"]
+    image, plain = torch.randn(7, 1, 28, 28), classifier(flip_at_test=True)
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        found = model.eval().logits(image)
+        assert model.largest_batch == 48 and found.shape == (7, 10)
+        torch.testing.assert_close(found, plain.eval().logits(image))
