@@ -1,11 +1,11 @@
 # Everything runs in .venv, which `make` sets up. PYTHON names the interpreter to build it from.
 PYTHON ?= python3
-BIN := .venv/bin
+BIN ?= .venv/bin
 # one thread for each process: two that share the cores wait for each other's threads
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint clean
+.PHONY: help setup demo test test-fast gpu lint clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ test: setup  ## run all tests
 
 test-fast: setup  ## run the tests that take less than a few seconds each
 	$(PYTEST) -m 'not slow'
+
+DEVICE ?= cuda
+OUT ?= out
+# another Python that has all it needs, such as BIN=/usr/bin on a machine without a network, is taken as it is
+gpu: $(if $(filter .venv/bin,$(BIN)),setup)  ## certify on a GPU: tests and figures; DEVICE=cpu tries it at toy size
+	$(BIN)/python3 -m tests.gpu.certify --device $(DEVICE) --out $(OUT) $(ARGS)
 
 lint: setup  ## check style and types
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ import yaml
 from kornia.augmentation import RandomRotation
 from kornia.augmentation.auto import RandAugment
 
+from imgcls.augment.base import on_device
 from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
+from imgcls.augment.erasing import RandomErasing
 from imgcls.augment.mixing import CutMix, MixUp
-from imgcls.augment.pipeline import OneOf, Pipeline
+from imgcls.augment.pipeline import OneOf, Pipeline, fused
+from imgcls.errors import UserError
 
 from .conftest import ROOT
 
@@ -48,7 +51,8 @@ def test_presets_give_images_of_the_right_size_and_every_sample_its_own_draw(pat
     distinct = len({row.numpy().tobytes() for row in image})
     # a flip alone has two outcomes; everything else has more than the sixteen that chance must leave of 64
     assert distinct == 2 if path.stem == "flip" else distinct > 16
-    if image.is_floating_point():
+    noise = any(isinstance(step, RandomErasing) and any(step.std) for step in augment.operations)
+    if image.is_floating_point() and not noise:
         assert image.min() >= 0 and image.max() <= 1 + 1e-5
     if label.ndim == 2:
         torch.testing.assert_close(label.sum(1), torch.ones(64))
@@ -157,3 +161,37 @@ def test_one_of_uses_each_operation_for_about_its_share():
     operation = prepared(OneOf([RandomHorizontalFlip(1.0), RandomHorizontalFlip(0.0)]))
     flipped = (operation(image, torch.zeros(1000, dtype=torch.int64))[0][:, 0, 0, 0] == 3).float().mean()
     assert 0.42 < flipped < 0.58
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_erasing_writes_a_value_or_noise_for_each_channel(channels):
+    image, label = torch.zeros(400, channels, 16, 16), torch.zeros(400, dtype=torch.int64)
+    mean, std = [0.2, 0.4, 0.9], [0.1, 0.2, 0.3]
+    for operation in (RandomErasing(value=mean, p=1.0), RandomErasing(value=mean, std=std, p=1.0)):
+        torch.manual_seed(0)
+        here, _ = operation(image, label)
+        torch.manual_seed(0)
+        there, _ = on_device([operation], image, label)
+        erased = (here != 0).any(1)
+        assert torch.equal(erased, (there != 0).any(1)) and 0.02 < erased.float().mean() < 0.33
+        for result in (here, there):
+            inside = result.permute(1, 0, 2, 3)[:, erased]
+            expected_mean, expected_std = (torch.tensor(of) for of in (mean, std if any(operation.std) else [0.0] * 3))
+            if channels == 1:
+                expected_mean, expected_std = expected_mean.mean(0, True), expected_std.mean(0, True)
+            torch.testing.assert_close(inside.mean(1), expected_mean, atol=0.01, rtol=0)
+            torch.testing.assert_close(inside.std(1), expected_std, atol=0.01, rtol=0)
+    with pytest.raises(UserError, match="RandomErasing: .* 2 numbers"):
+        RandomErasing(value=[0.1, 0.2])(torch.zeros(1, 3, 8, 8), label)
+
+
+def test_mixing_by_batch_draws_once_and_by_image_for_each():
+    shape = torch.Size((64, 1, 16, 16))
+    for per, distinct in (("batch", 1), ("image", 10)):
+        operations = [MixUp(alpha=1.0, per=per), CutMix(per=per)]
+        for operation in (*operations, *fused([OneOf(operations, per)])):
+            torch.manual_seed(0)
+            share = operation.sample(shape)[0]["share"]
+            assert (len(share.unique()) == 1) == (per == "batch") and len(share.unique()) >= distinct
+    kinds = {operation.sample(shape)[0]["row"][0].unique().numel() == 1 for _ in range(20)}
+    assert kinds == {True, False}

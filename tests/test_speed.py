@@ -6,12 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from torch import nn
 
+from imgcls.augment.crop import RandomHorizontalFlip
+from imgcls.augment.mixing import CutMix, MixUp
+from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
+from imgcls.augment.pipeline import OneOf, Pipeline
 from imgcls.cli.batch_size import best_batch_size
+from imgcls.commands import benchmark
 from imgcls.commands.find_lr import find_lr, steepest
 from imgcls.data.options import seed_step
 from imgcls.data.sample import SampleData
@@ -40,10 +46,49 @@ def test_the_benchmark_times_every_stage_and_both_rivals(imgcls):
 
 
 def test_an_augmentation_without_a_counterpart_has_no_rival(imgcls):
-    mixing = ("--config", ROOT / "configs/augment/mixup.yaml")
-    code, _, err = imgcls("benchmark", *TINY, *mixing, "--rounds=1", "--steps=2", "--json=b.json")
+    chains = ("--config", ROOT / "configs/augment/augmix.yaml")
+    code, _, err = imgcls("benchmark", *TINY, *chains, "--rounds=1", "--steps=2", "--json=b.json")
     assert code == 0, err
-    assert "stock Kornia" not in json.loads(Path("b.json").read_text())["stages"]
+    stages = json.loads(Path("b.json").read_text())["stages"]
+    assert "stock Kornia" not in stages and "torchvision v2 per image" in stages
+
+
+@pytest.mark.parametrize("rival", [stock_kornia, torchvision_per_sample])
+def test_rivals_mix_as_we_do(rival):
+    """MixUp of white and black images is gray, CutMix has both, one of the two is either."""
+    image, label = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2
+    image[label == 1] = 255
+    for mixing in ([MixUp(1.0)], [CutMix()], [OneOf([MixUp(1.0), CutMix()])]):
+        augment = Pipeline([RandomHorizontalFlip(), *mixing])
+        augment.configure(16, 2)
+        way = rival(augment, [0.0], [1.0])
+        found = [way(image, label)[0].flatten(1) for _ in range(30)]
+        gray = [bool(((images > 0) & (images < 1)).any()) for images in found]
+        both = [bool((images.amin(1) < images.amax(1)).any()) for images in found]
+        assert any(gray) == (type(mixing[0]) is not CutMix) and any(both) == (type(mixing[0]) is not MixUp)
+    assert rival(Pipeline([OneOf([MixUp(), RandomHorizontalFlip()])]), [0.0], [1.0]) is None
+    assert torch.equal(rival(Pipeline(), [0.0], [1.0])(image, label), image / 255)
+
+
+def test_the_benchmark_times_some_stages_alone(imgcls):
+    code, out, err = imgcls("benchmark", *TINY, "--rounds=1", "--steps=2", "--stages=[whole trainer]", "--json=b.json")
+    assert code == 0, err
+    found = json.loads(Path("b.json").read_text())
+    assert list(found["stages"]) == ["whole trainer"] and found["ratios"] == {} and "slowest" not in out
+    code, _, err = imgcls("benchmark", *TINY, "--rounds=1", "--steps=2", "--stages=[trainer]")
+    assert code == 2 and "--stages trainer: the stages are fetch (decode, resize, batch), transfer" in err
+
+
+def test_batches_that_workers_had_ready_are_not_counted(monkeypatch):
+    """Twelve batches a second apart, of which the first six come at once."""
+    seconds = iter([0.0, 6.0])
+    monkeypatch.setattr(benchmark, "_clocks", lambda device: np.full(2, next(seconds)))
+    clock, model = benchmark._Clock(steps=12, warm_up=6), classifier()
+    for number in range(12):
+        clock.on_train_batch_start(None, model, None, number)
+        clock.on_train_batch_end(None, model, None, None, number)
+    assert clock.elapsed.tolist() == [12.0, 12.0]
+    assert benchmark._Clock(steps=4, warm_up=100).warm_up == 2
 
 
 def test_find_lr_suggests_a_rate_and_draws_its_curve(imgcls):

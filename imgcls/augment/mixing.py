@@ -1,17 +1,25 @@
 """Augmentations that blend pairs of images and their labels. Shapes: B batch, K classes, H×W pixels."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from imgcls.augment.base import Parameters, Sampled, soft, spans
 
+Per = Literal["image", "batch"]
+
 
 def sample_lam(alpha: float, p: float, count: int) -> Tensor:
-    """Share of its own image that each sample keeps: Beta(alpha, alpha) with probability p, else 1; (B,)."""
-    lam_B = torch.distributions.Beta(alpha, alpha).sample((count,))
-    return torch.where(torch.rand(count) < p, lam_B, torch.ones(count))
+    """Share of its own image that each sample keeps: Beta(alpha, alpha) with probability p, else 1; (count,)."""
+    lam = torch.distributions.Beta(alpha, alpha).sample((count,))
+    return torch.where(torch.rand(count) < p, lam, torch.ones(count))
+
+
+def draws(per: Per, shape: torch.Size) -> int:
+    """How often a batch of that shape, (B, C, H, W), samples."""
+    return shape[0] if per == "image" else 1
 
 
 class Mixing(Sampled):
@@ -32,19 +40,18 @@ class Mixing(Sampled):
 class MixUp(Mixing):
     """Convex combinations of pairs of images and labels (Zhang et al., mixup, ICLR 2018, section 2).
 
-    Each image has a lambda of its own, where the paper samples one per batch.
-
     Args:
         alpha: Parameter of Beta(alpha, alpha).
         p: Probability that an image is mixed at all.
+        per: What has a lambda of its own: each image, or each batch as in the paper.
     """
 
-    def __init__(self, alpha: float = 0.2, p: float = 1.0) -> None:
+    def __init__(self, alpha: float = 0.2, p: float = 1.0, per: Per = "image") -> None:
         super().__init__()
-        self.alpha, self.p = alpha, p
+        self.alpha, self.p, self.per = alpha, p, per
 
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
-        lam_B = sample_lam(self.alpha, self.p, shape[0])
+        lam_B = sample_lam(self.alpha, self.p, draws(self.per, shape)).expand(shape[0])
         return self.parameters_of(lam_B, torch.randperm(shape[0])), shape
 
     def parameters_of(self, lam_B: Tensor, partner: Tensor) -> Parameters:
@@ -56,25 +63,25 @@ class MixUp(Mixing):
 class CutMix(Mixing):
     """A box of each image is replaced by another's, labels by area (Yun et al., CutMix, ICCV 2019, eq. 1, 2).
 
-    Each image has a box of its own, where the paper samples one per batch. The label follows the area that was
-    replaced, after the box was clipped to the image.
+    The label follows the area that was replaced, after the box was clipped to the image.
 
     Args:
         alpha: Parameter of Beta(alpha, alpha).
         p: Probability that an image is mixed at all.
+        per: What has a lambda of its own: each image, or each batch as in the paper.
     """
 
-    def __init__(self, alpha: float = 1.0, p: float = 1.0) -> None:
+    def __init__(self, alpha: float = 1.0, p: float = 1.0, per: Per = "image") -> None:
         super().__init__()
-        self.alpha, self.p = alpha, p
+        self.alpha, self.p, self.per = alpha, p, per
 
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
-        lam_B = sample_lam(self.alpha, self.p, shape[0])
+        lam = sample_lam(self.alpha, self.p, draws(self.per, shape))
         partner = torch.randperm(shape[0])
         edges = []
         for side in shape[-2:]:
-            half, centre = side * (1 - lam_B).sqrt() / 2, torch.rand(shape[0]) * side
-            edges += [(centre + sign * half).round().clamp(0, side) for sign in (-1, 1)]
+            half, centre = side * (1 - lam).sqrt() / 2, torch.rand(len(lam)) * side
+            edges += [(centre + sign * half).round().clamp(0, side).expand(shape[0]) for sign in (-1, 1)]
         top, bottom, left, right = edges
         return self.parameters_of(torch.stack([left, right, top, bottom], 1), partner, shape), shape
 
@@ -86,19 +93,20 @@ class CutMix(Mixing):
 
 
 class EitherMixing(Mixing):
-    """Each image is mixed by one of several, with equal probability.
+    """Each image, or each batch, is mixed by one of several, with equal probability.
 
     Args:
         operations: What to choose from.
+        per: What has a choice of its own.
     """
 
-    def __init__(self, operations: Sequence[Mixing]) -> None:
+    def __init__(self, operations: Sequence[Mixing], per: Per = "image") -> None:
         super().__init__()
-        self.operations = nn.ModuleList(operations)
+        self.operations, self.per = nn.ModuleList(operations), per
 
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:
         """Those of the operation that is chosen for each image."""
-        choice_B = torch.randint(len(self.operations), shape[:1])
+        choice_B = torch.randint(len(self.operations), (draws(self.per, shape),)).expand(shape[0])
         found: Parameters = {}
         for number, operation in enumerate(self.operations):
             for name, value in operation.sample(shape)[0].items():  # type: ignore[operator]

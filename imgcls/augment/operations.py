@@ -28,7 +28,8 @@ TABLES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "solarize_add": lambda ramp, added: torch.where(ramp < 128, (ramp + 255 * added).round().clamp(max=255), ramp),
 }
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-KINDS = ("identity", "table", "autocontrast", "equalize", "contrast", "color", "sharpness", "geometry")
+KINDS = ("identity", "table", "autocontrast", "equalize", "contrast", "color", "sharpness", "blur", "geometry")
+BLENDS = ("brightness", "contrast", "color", "sharpness")  # 1 leaves an image alone
 # Pillow's smooth image has weights of 1/13, and 5/13 in the middle: that share of a mean of nine, the rest of itself
 SMOOTH = 9 / 13
 NO_NUMBER = 1e9  # above all entries of a table but infinite ones
@@ -47,7 +48,8 @@ def plan(choice_B: Tensor, value_B: Tensor, names: tuple[str, ...], shape: torch
     Args:
         choice_B: Number of each image's operation in `names`, (B,) int64; -1 leaves it alone.
         value_B: Its value (B,): shears as tangents, translations as shares of the side, rotations in degrees
-            counter-clockwise, bits, thresholds and what is added in 0..1, or the factor of a blend.
+            counter-clockwise, bits, thresholds and what is added in 0..1, the factor of a blend, or the standard
+            deviation of a blur in pixels.
         names: Operations: those of TABLES, GEOMETRIC and KINDS.
         shape: Of the images, (B, C, H, W).
     """
@@ -55,19 +57,21 @@ def plan(choice_B: Tensor, value_B: Tensor, names: tuple[str, ...], shape: torch
     kind_B = torch.tensor([*(kind(name, shape) for name in names), 0])[choice_B]
     order = kind_B.argsort(stable=True)
     counts = kind_B.bincount(minlength=len(KINDS)).tolist()
-    _, table, _, equalized, *blends, moved = counts
+    _, table, _, equalized, *others, moved = counts
     choice, value = (part.split(counts) for part in (choice_B[order], value_B[order].float()))
     table_b1256 = torch.empty(table, 1, 256)
     for name, entries in TABLES.items():
         if name in names and len(here := (choice[1] == names.index(name)).nonzero()[:, 0]):
             table_b1256[here, 0] = entries(RAMP_256, value[1][here, None])
-    geometry_b5 = torch.zeros(sum(blends) + moved, len(GEOMETRIC), dtype=torch.float64)
+    geometry_b5 = torch.zeros(sum(others) + moved, len(GEOMETRIC), dtype=torch.float64)
     for number, name in enumerate(GEOMETRIC):
         if name in names:
-            geometry_b5[sum(blends) :, number] = value[-1] * (choice[-1] == names.index(name))
+            geometry_b5[sum(others) :, number] = value[-1] * (choice[-1] == names.index(name))
     tangent_b2, share_b2, degrees_b1 = geometry_b5.split([2, 2, 1], 1)
     shift_b2, one_12 = share_b2 * torch.tensor([width, height]), torch.ones(1, 2)
-    source_b23 = affine_source(middle((height, width)), degrees_b1[:, 0], tangent_b2, shift_b2, one_12)
+    # Pillow shears about the corner and rotates about the middle
+    fixed_b2 = torch.where(tangent_b2.any(1, keepdim=True), torch.tensor(-0.5), middle((height, width)))
+    source_b23 = affine_source(fixed_b2, degrees_b1[:, 0], tangent_b2, shift_b2, one_12)
     column_bW2, row_bH2 = grid_lines(source_b23, (height, width), (height, width))  # noqa: N806
     return {
         "counts": counts,
@@ -79,6 +83,8 @@ def plan(choice_B: Tensor, value_B: Tensor, names: tuple[str, ...], shape: torch
         "one": torch.ones(1, dtype=torch.int32),
         "luma": luma(channels)[None, None],
         "share": [of * (1 - part[:, None, None, None]) for of, part in zip((1, 1, SMOOTH), value[4:7], strict=True)],
+        "sigma": 2 * value[7][:, None, None] ** 2,
+        "distance": (torch.arange(max(height, width))[:, None] - torch.arange(max(height, width))).square(),
         "lines": [column_bW2, row_bH2],
     }
 
@@ -98,15 +104,15 @@ def carry_out(image: Tensor, plan: Parameters) -> Tensor:
     if ends[3] > ends[0]:
         looked_up = result[ends[0] : ends[3]]
         look_up_(looked_up, tables(looked_up.split(counts[1:4]), plan), plan["row"])
-    if ends[7] > ends[3]:
+    if ends[8] > ends[3]:
         number = torch.add(result[ends[3] :], 0.5)  # a half, as the last step cuts to whole numbers
-        blended, moved = number.split([ends[6] - ends[3], counts[7]])
-        blend_(blended, counts[4:7], plan)
+        blended, moved = number.split([ends[7] - ends[3], counts[8]])
+        blend_(blended, counts[4:8], plan)
         blended.clamp_(0, 255.5)
         column, row = plan["lines"]
         if image.device.type == "cpu":
-            result[ends[3] : ends[6]] = blended
-            result[ends[6] :] = interpolate(moved, column[len(blended) :], row[len(blended) :])
+            result[ends[3] : ends[7]] = blended
+            result[ends[7] :] = interpolate(moved, column[len(blended) :], row[len(blended) :])
         else:  # blended images are sampled where they are: one step for all
             result[ends[3] :] = interpolate(number, column, row)
     return result
@@ -146,18 +152,24 @@ def look_up_(image: Tensor, table: Tensor, row: Tensor) -> None:
 
 
 def blend_(image: Tensor, counts: list[int], plan: Parameters) -> None:
-    """Move float images (b, C, H, W) towards, or away from, their mean, their gray image, and their smooth image.
+    """Move float images (b, C, H, W) towards, or away from, their mean, their gray and their smooth image; blur others.
 
-    In place; so many of the first kind come first, and so on.
+    In place; so many of the first kind come first, and so on. Blurs are Gaussian, by products with matrices; pixels
+    beyond the border have no weight.
     """
-    contrast, color, sharp = image.split(counts)
-    if len(sharp) < len(image):
+    contrast, color, sharp, blurred = image.split(counts)
+    if len(contrast) + len(color):
         colored = image[: len(contrast) + len(color)].flatten(2)
         gray_b1N = torch.bmm(plan["luma"].expand(len(colored), -1, -1), colored)  # noqa: N806
         contrast.lerp_(gray_b1N[: len(contrast)].mean(2)[..., None, None], plan["share"][0])
         color.lerp_(gray_b1N[len(contrast) :].unflatten(2, color.shape[2:]), plan["share"][1])
     if len(sharp):
         sharp[:, :, 1:-1, 1:-1].lerp_(mean_of_nine(sharp), plan["share"][2])  # Pillow leaves the border
+    if len(blurred):
+        height, width = image.shape[-2:]
+        weight = (plan["distance"] / -plan["sigma"]).exp_()
+        rows, columns = (F.normalize(weight[:, :side, :side], p=1.0, dim=2) for side in (height, width))
+        blurred.copy_(rows[:, None] @ blurred @ columns[:, None].mT)
 
 
 def mean_of_nine(image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The same augmentation as others carry it out, to compare with: stock Kornia, and torchvision image by image."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,9 @@ from imgcls.augment.base import Augmentation
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 from imgcls.augment.erasing import RandomErasing
+from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import Kornia, Pipeline
-from imgcls.augment.policy import RandAugment, TrivialAugmentWide
+from imgcls.augment.policy import AugMix, AutoAugment, RandAugment, TorchvisionRandAugment, TrivialAugmentWide
 from imgcls.augment.warp import AFFINE, FLIPS, Warp
 
 Way = Callable[[Tensor, Tensor], Any]
@@ -23,31 +25,47 @@ Counterparts = dict[type, Callable[[Any], Any]]
 
 def stock_kornia(augment: Augmentation | None, mean: list[float], std: list[float]) -> Way | None:
     """Kornia's own operations on float images; None if one of ours has no counterpart there."""
-    operations = _operations(augment, KORNIA)
+    operations, mixing = _operations(augment, KORNIA)
     gray_jitter = len(mean) == 1 and any(isinstance(o, K.ColorJitter) for o in operations or ())
     if operations is None or gray_jitter:  # Kornia's jitter takes RGB only
         return None
     normalize = K.Normalize(torch.tensor(mean), torch.tensor(std))
     run = K.AugmentationSequential(*operations, normalize, data_keys=["input"])
-    return torch.no_grad()(lambda image, label: run(image.float() / 255))
+    keys: list[Any] = ["input", "class"]
+    cut = K.RandomCutMixV2(data_keys=keys, use_correct_lambda=True)
+    mix = [cut if isinstance(o, CutMix) else K.RandomMixUpV2(data_keys=keys) for o in mixing]
+    return torch.no_grad()(lambda image, label: _one_of(mix, run(image.float() / 255), label))
 
 
 def torchvision_per_sample(augment: Augmentation | None, mean: list[float], std: list[float]) -> Way | None:
-    """The v2 transforms of torchvision on uint8 tensors, one image after the other; None without a counterpart."""
-    operations = _operations(augment, TORCHVISION)
+    """The v2 transforms of torchvision on uint8 tensors where they are, image by image; None without a counterpart."""
+    operations, mixing = _operations(augment, TORCHVISION)
     if operations is None:
         return None
     run = v2.Compose([*operations, v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
-    return torch.no_grad()(lambda image, label: torch.stack([run(one) for one in image.cpu()]))
+    classes = augment.num_classes if mixing else 0  # type: ignore[union-attr]
+    mix = [(v2.CutMix if isinstance(o, CutMix) else v2.MixUp)(alpha=o.alpha, num_classes=classes) for o in mixing]
+    return torch.no_grad()(lambda image, label: _one_of(mix, torch.stack([run(one) for one in image]), label))
 
 
-def _operations(augment: Augmentation | None, counterparts: Counterparts) -> list[Any] | None:
+def _one_of(mix: list[Any], image: Tensor, label: Tensor) -> Any:
+    """Theirs choose one for a whole batch."""
+    return random.choice(mix)(image, label) if mix else image
+
+
+def _operations(augment: Augmentation | None, counterparts: Counterparts) -> tuple[list[Any] | None, list[Any]]:
+    """Counterparts of all that changes single images, if there are, and what mixes images after it."""
     if not isinstance(augment, Pipeline):
-        return None
-    given = [o for step in augment.operations for o in (step.operations if isinstance(step, Warp) else [step])]  # type: ignore[union-attr]
+        return None, []
+    steps = list(augment.operations)
+    parts = [o for last in steps[-1:] for o in last.modules() if isinstance(o, Augmentation)]
+    mixing = parts[1:] or parts  # one of several, or the only one
+    mixing = mixing if all(isinstance(o, MixUp | CutMix) for o in mixing) else []
+    steps = steps[:-1] if mixing else steps
+    given = [o for step in steps for o in (step.operations if isinstance(step, Warp) else [step])]  # type: ignore[union-attr]
     if not all(type(operation) in counterparts for operation in given):
-        return None
-    return [counterparts[type(operation)](operation) for operation in given]
+        return None, []
+    return [counterparts[type(operation)](operation) for operation in given], mixing
 
 
 def _torchvision_rotation(operation: Any) -> v2.Transform:
@@ -81,5 +99,8 @@ TORCHVISION: Counterparts = {
     ColorJitter: _torchvision_jitter,
     RandomErasing: lambda o: v2.RandomErasing(o.kornia.p, o.kornia.scale, o.kornia.ratio),
     TrivialAugmentWide: lambda o: v2.TrivialAugmentWide(),
+    TorchvisionRandAugment: lambda o: v2.RandAugment(o.count, o.magnitude),
+    AutoAugment: lambda o: v2.AutoAugment(v2.AutoAugmentPolicy(o.policy)),
+    AugMix: lambda o: v2.AugMix(round(o.severity), o.width, o.depth, o.alpha),
     RandAugment: lambda o: v2.RandAugment(o.count, 9),
 }

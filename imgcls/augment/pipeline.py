@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from imgcls.augment.base import Augmentation, ByImage, Sampled, moved, on_device, soft, to_float
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.erasing import RandomErasing
-from imgcls.augment.mixing import EitherMixing, Mixing
+from imgcls.augment.mixing import EitherMixing, Mixing, Per, draws
 from imgcls.augment.warp import Warp
 from imgcls.system.allocator import keep_freed_memory
 
@@ -126,15 +126,20 @@ class Kornia(Augmentation):
 
 
 class OneOf(Several):
-    """Each image takes one of several operations, with equal probability; images with the same one go together.
+    """Each image, or each batch, takes one of several operations, with equal probability.
 
     Args:
         operations: The augmentations to choose from.
+        per: What has a choice of its own; images with the same one go together.
     """
+
+    def __init__(self, operations: Sequence[Augmentation], per: Per = "image") -> None:
+        super().__init__(operations)
+        self.per = per
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32, label (B,) or (B, K); returns labels (B, K)."""
-        choice = torch.randint(len(self.operations), (len(image),))
+        choice = torch.randint(len(self.operations), (draws(self.per, image.shape),)).expand(len(image))
         image, label = image.clone(), soft(label, self.num_classes).clone()
         places = moved([(choice == k).nonzero()[:, 0] for k in range(len(self.operations))], image.device)
         for operation, chosen in zip(self.operations, places, strict=True):
@@ -160,5 +165,5 @@ def fused(operations: Sequence[Augmentation | K.AugmentationBase2D | ImageSequen
 
 def _faster(operation: Augmentation | K.AugmentationBase2D | ImageSequentialBase) -> Augmentation:
     if isinstance(operation, OneOf) and all(isinstance(one, Mixing) for one in operation.operations):
-        return EitherMixing(list(operation.operations))  # type: ignore[arg-type]
+        return EitherMixing(list(operation.operations), operation.per)  # type: ignore[arg-type]
     return operation if isinstance(operation, Augmentation) else FASTER.get(type(operation), Kornia)(operation)

@@ -32,10 +32,10 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
         UserError: Something is wrong with data, model or settings.
     """
     data.check_test = data.check_test or data.has_official("test") or data.test_fraction > 0
+    device = data.device = trainer.strategy.root_device
     data.prepare_data()
     data.setup("fit")
     data.trainer, trainer.datamodule, model.trainer = trainer, data, trainer  # type: ignore[attr-defined]
-    device = trainer.strategy.root_device
     model.to(device).setup("fit")
     model.configure_optimizers()
     epochs = 1

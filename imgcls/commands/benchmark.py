@@ -43,23 +43,25 @@ RIVALS = {  # other ways to augment, and the ratio that compares ours with each
 class Benchmark(LightningVerb):
     """`python -m imgcls benchmark`."""
 
-    def work(self, json: Path | None = None, rounds: int = 7, steps: int = 30) -> None:
+    def work(self, json: Path | None = None, rounds: int = 7, steps: int = 30, stages: list[str] | None = None) -> None:
         """Time each stage of training alone, a bare loop, the whole trainer, and other ways to augment, side by side.
 
         Args:
             json: File for all figures.
             rounds: How often each stage is timed, interleaved; medians are reported.
             steps: Batches of each stage and round.
+            stages: Time these alone, by name, such as [whole trainer].
         """
         if rounds < 1 or steps < 2:
             raise UserError(f"--rounds {rounds} and --steps {steps}: give at least 1 and 2")
+        self.datamodule.device = self.trainer.strategy.root_device
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
         steps = min(steps, len(self.datamodule.train_dataloader()))
         with tempfile.TemporaryDirectory(prefix="imgcls-benchmark-") as folder:
             bench = _Bench(self, steps, folder)
             try:
-                seconds = bench.seconds(rounds)
+                seconds = bench.seconds(rounds, stages)
             finally:
                 finish_wandb(failed=False)  # before its folder goes
         result = _summary(seconds, steps * bench.batch_size, steps)
@@ -80,18 +82,23 @@ class _Bench:
         self.device = self.trainer.strategy.root_device
         self.bare = copy.deepcopy(self.model).to(self.device)
         self.optimizer = self.bare.build_optimizer()
-        self.batches = list(self._fetch())
-        self.batch_size = len(self.batches[0]["label"])
-        self.images = torch.cat([b["image"] for b in self.batches]).to(self.device)
-        self.labels = torch.cat([b["label"] for b in self.batches]).to(self.device)
+        batches = list(self._fetch())
+        self.batch_size = len(batches[0]["label"])
+        self.images = torch.cat([b["image"] for b in batches])
+        self.labels = torch.cat([b["label"] for b in batches])
+        pinned = self.device.type == "cuda"
+        self.on_host = [b["image"].cpu().pin_memory() if pinned else b["image"] for b in batches]
         self.ready = [self.data.prepare(*self._slice(k)) for k in range(min(steps, 4))]
         self.loggers: list[Logger] = [RunLogger(RunFolder(Path(folder) / "run"))]
         if names_wandb(verb.logger_config):
             self.loggers.append(WandbLogger(save_dir=folder, offline=True, mode="offline"))
 
-    def seconds(self, rounds: int) -> dict[str, np.ndarray]:
-        """Seconds of wall clock and of CPU that each stage takes in each round, (rounds, 2)."""
+    def seconds(self, rounds: int, only: list[str] | None) -> dict[str, np.ndarray]:
+        """Seconds of wall clock and of CPU that each stage, or each of some, takes in each round, (rounds, 2)."""
         stages = self.stages()
+        if unknown := set(only or ()) - stages.keys():
+            raise UserError(f"--stages {', '.join(unknown)}: the stages are {', '.join(stages)}")
+        stages = {name: stage for name, stage in stages.items() if only is None or name in only}
         found: dict[str, list[np.ndarray]] = {name: [] for name in stages}
         for _ in range(rounds + 1):
             for name, stage in stages.items():
@@ -125,8 +132,8 @@ class _Bench:
             pass
 
     def _transfer(self) -> None:
-        for batch in self.batches:
-            batch["image"].to(self.device, copy=True)
+        for image in self.on_host:
+            image.to(self.device, copy=True)
 
     def _slice(self, number: int) -> tuple[Tensor, Tensor]:
         here = slice(number * self.batch_size, (number + 1) * self.batch_size)
@@ -158,7 +165,7 @@ class _Bench:
 
     def _whole_trainer(self) -> np.ndarray:
         """Lightning with our modules, a progress bar, the look at each loss, metrics.csv, perhaps W&B's record."""
-        clock = _Clock(self.steps)
+        clock = _Clock(self.steps, warm_up=max(WARM_UP, 2 * self.data.train_dataloader().num_workers))
         with silence():
             trainer = lightning.Trainer(
                 accelerator=self.device.type,
@@ -180,10 +187,13 @@ class _Bench:
 
 
 class _Clock(Callback):
-    """Wall and CPU seconds (2,) of all batches but the first few, which warm up, scaled to all."""
+    """Wall and CPU seconds (2,) of all batches but the first few, scaled to all.
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.warm_up = steps, min(WARM_UP, steps - 1)
+    Those warm up; and workers have fetched two each before the first is trained on, which would count as nothing.
+    """
+
+    def __init__(self, steps: int, warm_up: int) -> None:
+        self.steps, self.warm_up = steps, min(warm_up, steps // 2)
         self.elapsed = np.zeros(2)
 
     def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
@@ -214,16 +224,18 @@ def _summary(seconds: dict[str, np.ndarray], images: int, steps: int) -> dict[st
             "seconds": rounds[:, 0].tolist(),
         }
 
-    def ratio(one: str, other: str, clock: int = 0) -> float:
-        return float(np.median(seconds[one][:, clock] / seconds[other][:, clock]))
-
-    ratios = {
-        "a_over_a": ratio("bare loop", "bare loop again (A/A)"),
-        "trainer_over_bare_loop": ratio("bare loop", "whole trainer"),
-        "trainer_over_bare_loop_cpu": ratio("bare loop", "whole trainer", clock=1),
+    asked = {
+        "a_over_a": ("bare loop", "bare loop again (A/A)", 0),
+        "trainer_over_bare_loop": ("bare loop", "whole trainer", 0),
+        "trainer_over_bare_loop_cpu": ("bare loop", "whole trainer", 1),
+        **{key: (name, "augment and normalise", 0) for name, (_, key) in RIVALS.items()},
     }
-    ratios |= {key: ratio(name, "augment and normalise") for name, (_, key) in RIVALS.items() if name in stages}
-    return {"stages": stages, "ratios": ratios, "valid": abs(ratios["a_over_a"] - 1) <= NOISE}
+    ratios = {
+        key: float(np.median(seconds[one][:, clock] / seconds[other][:, clock]))
+        for key, (one, other, clock) in asked.items()
+        if one in seconds and other in seconds
+    }
+    return {"stages": stages, "ratios": ratios, "valid": abs(ratios.get("a_over_a", 1) - 1) <= NOISE}
 
 
 ADVICE = {
@@ -245,8 +257,9 @@ def _print(result: dict[str, Any]) -> None:
     for name, value in result["ratios"].items():
         print(f"{name:<46}{value:>8.2f}")
     alone = {name: result["stages"][name]["images_per_second"] for name in ADVICE if name in result["stages"]}
-    slowest = min(alone, key=alone.__getitem__)
-    print(f"\nslowest stage: {slowest}; what helps: {ADVICE[slowest]}")
+    if alone:
+        slowest = min(alone, key=alone.__getitem__)
+        print(f"\nslowest stage: {slowest}; what helps: {ADVICE[slowest]}")
     print(f"peak memory: {result['peak_memory_mib']:,.0f} MiB")
     if not result["valid"]:
         print(f"VOID: the same loop twice differs by more than {NOISE:.0%}; repeat on a quiet machine, more --steps")

@@ -68,6 +68,7 @@ def find_lr(
     Returns:
         The learning rate at which the smoothed loss falls fastest.
     """
+    data.device = device
     data.prepare_data()
     data.setup("fit")
     model = copy.deepcopy(model).to(device).train()

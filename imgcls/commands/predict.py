@@ -35,7 +35,7 @@ class Predict(LightningVerb):
             options["on_error"] = "skip"
         else:
             options |= {"on_error": "skip"} if "on_error" in options else {}
-            options |= {"cache": "none"} if options.get("cache") == "memory" else {}
+            options |= {"cache": "none"} if options.get("cache") in ("memory", "device") else {}
         return config
 
     def callbacks(self) -> list[Callback]:  # noqa: D102

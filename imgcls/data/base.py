@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
+from imgcls.data.encoded import EncodedBatches
 from imgcls.data.on_device import DeviceBatches
 from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
+from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
 from imgcls.data.splits import mislabel, split
 from imgcls.errors import UserError
@@ -18,7 +20,8 @@ from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
-from imgcls.images.sources import Part, Source
+from imgcls.images.jpeg import require_decoder
+from imgcls.images.sources import ItemSource, Part, Source
 from imgcls.images.value_range import measured_range
 
 Parts = dict[Part, tuple[Source, np.ndarray]]
@@ -69,7 +72,11 @@ class ImageDataModule(DeviceBatches, ABC):
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
-            on disk, for all processes and later runs; `none` decodes in each epoch.
+            on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
+            validation images in the memory of each process's device, as uint8, so that batches are picked there.
+        decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
+            nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
+            little from those of `cpu`. It was not run on a GPU yet.
         on_error: Images that cannot be read, and rows of a table that cannot be used: `raise` stops before the first
             step and names them; `skip` leaves them out and lists them in the run's folder.
         num_workers: Processes that decode. Default: none for images in memory, else one per spare core, at most 8.
@@ -106,6 +113,7 @@ class ImageDataModule(DeviceBatches, ABC):
         repeats: int = 1,
         sampling: Literal["shuffle", "balanced"] = "shuffle",
         cache: str = "memory",
+        decoder: Literal["cpu", "cuda"] = "cpu",
         on_error: OnError = "raise",
         num_workers: int | None = None,
         verify_split: bool = True,
@@ -115,7 +123,8 @@ class ImageDataModule(DeviceBatches, ABC):
         check_ranges(locals())
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
-        self.num_workers, self.caches = num_workers, Caches(cache)
+        self.cache, self.decoder, self.num_workers = cache, decoder, num_workers
+        self.caches = Caches("none" if decoder == "cuda" else cache)
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
         self.channels = channels or self.native_channels
@@ -133,6 +142,7 @@ class ImageDataModule(DeviceBatches, ABC):
         self.problems: list[Skipped] = []
         self._test: tuple[Source, np.ndarray] | None = None
         self._resume_at, self.predict_from = (0, 0), 0
+        self._resident: dict[Part, ResidentBatches] = {}
 
     @property
     def num_classes(self) -> int:
@@ -152,6 +162,8 @@ class ImageDataModule(DeviceBatches, ABC):
     def setup(self, stage: str) -> None:
         """Open what `stage` needs and check its images: only the stages test and predict reach a test part."""
         refuse_another_sampler(self.trainer)
+        if self.decoder == "cuda" and self.goes_to:
+            require_decoder(self.goes_to)
         if "train" not in self.parts:
             self.setup_training_parts()
         if stage in ("test", "predict") and "test" not in self.parts:
@@ -288,13 +300,19 @@ class ImageDataModule(DeviceBatches, ABC):
         batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
         return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
 
-    def _loader(
-        self, part: Part, batches: Sampler, resize_crop: ResizeCrop | None = None, go_on: bool = False
-    ) -> DataLoader:
-        source, index = self.parts[part]
-        resize_crop = resize_crop or self.resize_crop(part)
-        cached = self.caches.cached(source, index, resize_crop)
-        return loader(BatchDataset(cached, index, resize_crop, go_on), batches, self.num_workers)
+    def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
+        (source, index), own = self.parts[part], self.resize_crop(part)
+        frame = frame or own
+        files = not (go_on or source.in_memory or isinstance(source, ItemSource))
+        kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
+        dataset = kind(self.caches.cached(source, index, frame), index, frame, go_on, self.goes_to)
+        again = part != "test" and frame == own  # what is looked at once is not worth the memory
+        if self.cache == "device" and self.goes_to and again:
+            if part not in self._resident or not self._resident[part].holds(dataset):
+                self._resident.pop(part, None)  # before its successor takes memory
+                self._resident[part] = ResidentBatches(dataset, self.num_workers)
+            dataset = self._resident[part]
+        return loader(dataset, batches, self.num_workers)
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -4,17 +4,26 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from imgcls.data.prefetch import ahead, side_stream
 from imgcls.errors import UserError
 from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 from imgcls.system.resources import cores
 
+Device = torch.device | None  # where batches go; None: they stay where they were fetched
+
 
 class BatchDataset(Dataset):
     """Whole batches of a part: a list of positions in, a batch with uint8 images out.
+
+    Workers fetch a batch; the main process brings it to the device, and what it still lacks is made there.
+
+    Attributes:
+        resident: Whether the images are on the device already, so that there is nothing to fetch.
 
     Args:
         source: Where the images are.
@@ -22,10 +31,16 @@ class BatchDataset(Dataset):
         resize_crop: How they are resized and cropped.
         go_on: For an image that cannot be read, put a blank one into the batch and the reason into its `broken`, a
             list of (number, reason); else the batch is the error.
+        device: Where batches go. None: they stay where they were fetched.
     """
 
-    def __init__(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False) -> None:
+    resident = False
+
+    def __init__(
+        self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, go_on: bool = False, device: Device = None
+    ) -> None:
         self.source, self.index, self.resize_crop, self.go_on = source, index, resize_crop, go_on
+        self.device = device
 
     def __len__(self) -> int:
         return len(self.index)
@@ -34,17 +49,20 @@ class BatchDataset(Dataset):
         index = self.index[positions]
         broken: list[tuple[int, str]] = []
         try:
-            image = self.source.inputs(index.tolist(), self.resize_crop)
-        except UserError as error:  # raised in the main process, see on_before_batch_transfer
+            fetched = self._fetched(index.tolist())
+        except UserError as error:  # raised in the main process, see Loader
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
-            image = stack([self._image(number, broken) for number in index.tolist()])
-        batch = {
-            "image": image,
-            "label": torch.from_numpy(self.source.label[index]),
-            "index": torch.from_numpy(index),
-        }
+            fetched = {"image": stack([self._image(number, broken) for number in index.tolist()])}
+        batch = {**fetched, "label": torch.from_numpy(self.source.label[index]), "index": torch.from_numpy(index)}
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
+
+    def _fetched(self, numbers: list[int]) -> Batch:
+        return {"image": self.source.inputs(numbers, self.resize_crop)}
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A fetched batch, complete and on the device."""
+        return batch if self.device is None or self.device.type == "cpu" else move_data_to_device(batch, self.device)
 
     def _image(self, number: int, broken: list[tuple[int, str]]) -> Tensor:
         try:
@@ -64,7 +82,7 @@ def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> 
         num_workers: Processes that decode. None: none for images in memory, else one per spare core, at most 8.
     """
     spare = 0 if dataset.source.in_memory else min(8, max(1, cores() - 1))
-    workers = spare if num_workers is None else num_workers
+    workers = 0 if dataset.resident else spare if num_workers is None else num_workers
     return Loader(
         dataset,
         sampler=batches,
@@ -76,11 +94,22 @@ def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> 
 
 
 class Loader(DataLoader):
-    """Begins to fetch when the first batch is asked for.
+    """Batches on the data set's device, fetched from when the first is asked for.
 
     Lightning asks for the iterator of a resumed run before it tells the sampler which epoch it is; processes that fetch
     ahead would take the images of another.
+
+    Raises:
+        UserError: What a worker met, so that the user sees one line and not a worker's traceback.
     """
 
+    dataset: BatchDataset
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        yield from super().__iter__()
+        yield from ahead(map(_checked, super().__iter__()), self.dataset.to_device, side_stream(self.dataset.device))
+
+
+def _checked(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch

@@ -6,8 +6,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from imgcls.augment.base import Augmentation, moved
+from imgcls.data.batches import Device
 from imgcls.data.options import normalize, seed_step
-from imgcls.errors import UserError
 from imgcls.images.sources import Batch
 
 
@@ -19,18 +19,19 @@ class DeviceBatches(LightningDataModule):
         mean: Of each channel, in 0..1.
         std: Of each channel, likewise.
         seed: The run's seed.
+        device: Where batches go while no Trainer says it; None: they stay where they were fetched.
     """
 
     augment: Augmentation | None
     mean: list[float]
     std: list[float]
     seed: int
+    device: Device = None
 
-    def on_before_batch_transfer(self, batch: Batch | UserError, dataloader_idx: int) -> Batch:
-        """Raise here what a worker met, so that the user sees one line and not a worker's traceback."""
-        if isinstance(batch, UserError):
-            raise batch
-        return batch
+    @property
+    def goes_to(self) -> Device:
+        """Where batches go."""
+        return self.trainer.strategy.root_device if self.trainer else self.device
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

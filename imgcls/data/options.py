@@ -27,6 +27,8 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
     check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
     check(repeats > 0, "repeats", repeats, "a positive number")
+    kept = options["decoder"] == "cpu" or options["cache"] in ("memory", "device", "none")
+    check(kept, "cache", options["cache"], "memory, device or none: a folder keeps what --data.decoder=cpu decoded")
     values = options["value_range"]
     ascending = values in (None, "none") or len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
     check(ascending, "value_range", values, "[low, high] with low below high")

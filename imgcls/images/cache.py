@@ -71,7 +71,8 @@ class Caches:
     """The caches of a data module.
 
     Args:
-        where: `memory`, `none`, or a folder.
+        where: `memory`, `device`, `none`, or a folder. What the device will hold is decoded into memory first, if it
+            fits there: the check of all images is then the only time that they are decoded.
     """
 
     def __init__(self, where: str) -> None:
@@ -83,9 +84,10 @@ class Caches:
         for made in self.made:
             if made.source is source and made.resize_crop == resize_crop and (made.row[index] >= 0).all():
                 return made
-        if source.in_memory or self.where == "none" or (self.where == "memory" and not fits(len(index), resize_crop)):
+        in_memory = self.where in ("memory", "device")
+        if source.in_memory or self.where == "none" or (in_memory and not fits(len(index), resize_crop)):
             return source
-        folder = None if self.where == "memory" else Path(self.where).expanduser()
+        folder = None if in_memory else Path(self.where).expanduser()
         self.made.append(CachedSource(source, index, resize_crop, folder))
         return self.made[-1]
 
