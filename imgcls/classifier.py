@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgcls.errors import UserError
@@ -12,7 +13,7 @@ from imgcls.evaluate.scores import Scores
 from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
 from imgcls.losses import CrossEntropy, Loss
-from imgcls.models.base import BackboneFactory
+from imgcls.models.base import BackboneFactory, compile_backbone
 from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups, scheduler_config
 from imgcls.training.distillation import Teacher
 from imgcls.training.features import train_on_features
@@ -45,7 +46,7 @@ class Classifier(LightningModule):
         class_weights: Weight of each class in the loss; `balanced`: inversely proportional to its frequency
             in the training part, with mean 1 over the images.
         flip_at_test: Outside of training, average the logits of an image and of its mirror image.
-        compile: Compile backbone and head with torch.compile.
+        compile: Compile the backbone in the first epoch, and again where a part joins the training later.
         channels_last: Keep images and weights in channels-last order. Default: if the backbone has convolutions, which
             are up to twice as fast in it.
     """
@@ -86,12 +87,14 @@ class Classifier(LightningModule):
         self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
         self.channels_last = has_convolution if channels_last is None else channels_last
-        weight = None if class_weights is None or class_weights == "balanced" else torch.tensor(class_weights)
+        given = [1.0] * num_classes if class_weights == "balanced" else class_weights  # counted in `setup`
+        weight = None if given is None else torch.tensor(given)
         if weight is not None and len(weight) != num_classes:
             raise UserError(f"--model.class_weights: {len(weight)} weights for {num_classes} classes")
         # not in the checkpoint: the config and the training data say it again
         self.register_buffer("class_weight", weight, persistent=False)
         self.train_totals: Tensor | None = None
+        self.compiled, self.largest_batch = False, 0
         self.metrics = nn.ModuleDict({stage: Scores(num_classes, stage) for stage in ("val", "test")})
         self._freeze(epoch=0)
         self.train()  # Lightning starts in the mode that it finds: frozen parts must be in eval mode already
@@ -149,8 +152,9 @@ class Classifier(LightningModule):
             self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
         if self.teacher is not None and stage == "fit":
             self.teacher.load(self.trainer.datamodule.class_names, self.trainer.strategy.root_device)  # type: ignore[attr-defined]
-        if self.compile_step:
-            self.backbone.compile()
+        if self.compile_step and not self.compiled:
+            compile_backbone(self.backbone, joins=len({how.start for how in self.trained.values()}))
+            self.compiled = True
 
     def on_fit_start(self) -> None:
         """Run a frozen backbone once and train on its features, where the variant says so."""
@@ -212,8 +216,8 @@ class Classifier(LightningModule):
             loss = self.teacher.combine(loss, logits, self.teacher.logits(batch["image"], data.mean, data.std))
         with torch.no_grad():
             hard = label if label.ndim == 1 else label.argmax(1)
-            right = (logits.argmax(1) == hard).sum()
-            totals = torch.stack((loss.detach().float() * len(label), right.float(), right.new_tensor(len(label))))
+            right = (logits.argmax(1) == hard).sum().float()
+            totals = torch.stack((loss.detach().float() * len(label), right, torch.full_like(right, len(label))))
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
         if self.finetune.solves:
             return None
@@ -253,10 +257,15 @@ class Classifier(LightningModule):
         Args:
             image: As `forward` takes it.
         """
+        count = len(image)
+        if self.compiled and image.ndim == 4:
+            # an epoch's last batch is filled up: for one of another size, the backbone would be compiled anew
+            self.largest_batch = max(self.largest_batch, count)
+            image = F.pad(image, (0, 0) * 3 + (0, self.largest_batch - count))
         logits = self(image)
         if self.flip_at_test and image.ndim == 4:
             logits = (logits + self(image.flip(-1))) / 2
-        return logits.float()
+        return logits[:count].float()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Logits, label (-1 where unknown) and index of a batch."""
@@ -330,4 +339,7 @@ class Classifier(LightningModule):
             validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
             if not validated:
                 raise UserError(f"--model.schedule: it watches {schedule['monitor']}, and there is no validation")
+        if all(group.get("fused") for group in optimizer.param_groups) and not self.trainer.gradient_clip_val:
+            # fp16's scaler leaves steps out on the device then, as if built with fused=True; Lightning would not clip
+            optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         return {"optimizer": optimizer, "lr_scheduler": schedule}

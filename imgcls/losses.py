@@ -24,7 +24,9 @@ class Loss(ABC):
 
 def smooth(label: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
     """Probabilities (B, K) with a share spread evenly over all classes (Szegedy et al., CVPR 2016, section 7)."""
-    label_BK = F.one_hot(label, num_classes).float() if label.ndim == 1 else label
+    # F.one_hot looks at the labels, which on some devices makes the host wait
+    classes_K = torch.arange(num_classes, device=label.device)
+    label_BK = (label[:, None] == classes_K).float() if label.ndim == 1 else label
     return label_BK * (1 - label_smoothing) + label_smoothing / num_classes
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -20,6 +21,7 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 torch's ReduceLROnPlateau, which takes the optimiser alone, is stepped after each validation, by val/loss.
 """
+FUSED = ("cpu", "cuda")  # devices on which torch's optimisers update all parameters in one kernel
 LENGTHS = ("total_steps", "T_max", "T_0", "total_iters")  # by which schedulers of torch's mean the number of steps
 
 
@@ -52,11 +54,18 @@ def parameter_groups(
 
 
 def fast(optimizer: Optimizer) -> Optimizer:
-    """Let an optimiser of torch's that can update all parameters in one kernel do so, unless it was told otherwise."""
+    """Let an optimiser of torch's that can update all parameters in one kernel do so, unless it was told otherwise.
+
+    Its SGD takes a first momentum from memory that was never written, if that step is left out, and stops with an error
+    where a parameter joins later: here each begins at 0, which comes to the same unless the first is dampened.
+    """
     for group in optimizer.param_groups:
-        floats = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in group["params"])
-        if group.get("fused", False) is None and not (group["foreach"] or group.get("differentiable")) and floats:
+        floats = all(p.is_floating_point() and p.device.type in FUSED for p in group["params"])
+        free = not (group.get("foreach") or group.get("differentiable") or group.get("dampening"))
+        if group.get("fused", False) is None and free and floats:
             group["fused"] = True
+            if group.get("momentum"):
+                optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})
     return optimizer
 
 

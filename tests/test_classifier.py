@@ -36,7 +36,7 @@ def classifier(**options) -> Classifier:
 def fit(model: Classifier, data: SampleData, **options) -> Trainer:
     defaults = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 0, "use_distributed_sampler": False}
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    trainer = Trainer(accelerator="cpu", **{**defaults, **quiet, **options})
+    trainer = Trainer(**{"accelerator": "cpu", **defaults, **quiet, **options})
     trainer.fit(model, datamodule=data)
     return trainer
 

@@ -17,13 +17,13 @@ from .conftest import QUIET, ROOT
 def test_every_update_has_the_decay_of_the_formula():
     """Weights and running means alike; BatchNorm's counter is that of the model."""
     model = nn.BatchNorm1d(1)
-    average = AveragedModel(model, use_buffers=True, **EMA(decay=0.5)._kwargs)
+    average, ema = AveragedModel(model), EMA(decay=0.5)
     expected = 0.0
     for t, value in enumerate((3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0, -5.0, 3.0, 5.0, 8.0)):
         for tensor in (model.weight.data, model.running_mean):
             tensor.fill_(value)
         model.num_batches_tracked.fill_(t + 1)
-        average.update_parameters(model)
+        ema.update(average, model)
         decay = min(0.5, (1 + t) / (10 + t)) if t else 0.0
         expected = decay * expected + (1 - decay) * value
         for tensor in (average.module.weight, average.module.running_mean):

@@ -5,7 +5,7 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 
-from imgcls.augment.base import Augmentation
+from imgcls.augment.base import Augmentation, moved
 from imgcls.data.batches import Device
 from imgcls.data.options import normalize, seed_step
 from imgcls.images.sources import Batch
@@ -46,7 +46,7 @@ class DeviceBatches(LightningDataModule):
             seed_step(self.step_seed(trainer.current_epoch, step, trainer.global_rank), image.device)
         if image.ndim == 3:  # cached features (B, 1 + views, F), see use_features
             if trainer.training and image.shape[1] > 1:
-                view = torch.randint(image.shape[1], (len(image),)).to(image.device)
+                view = moved(torch.randint(image.shape[1], (len(image),)), image.device)
                 image = image[torch.arange(len(image), device=image.device), view, None]
             return {**batch, "image": image[:, 0].to(dtype)}
         image, label = self.prepare(image, label) if trainer.training else (self.normalize(image), label)

@@ -98,6 +98,19 @@ BackboneFactory = Callable[[int, int], Backbone]
 """(channels, image_size) to backbone: how a config names a backbone before the data is known."""
 
 
+def compile_backbone(backbone: Backbone, joins: int) -> None:
+    """Compile a backbone in place: a graph for training, one for validation, one for a test, each of one batch size.
+
+    Args:
+        backbone: Whose forward pass is to be compiled when it is first called.
+        joins: How often a part of it joins the training, each time with another graph; beyond torch's limit of graphs,
+            no other would be compiled, and nothing would say so.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 2 * joins + 4)
+    backbone.compile(dynamic=False)
+
+
 def count_features(backbone: Backbone, name: str, channels: int, image_size: int) -> int:
     """Length F of the features of one blank image: a network from a library does not always say it.
 

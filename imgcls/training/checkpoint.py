@@ -21,6 +21,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.system.files import replacing
 
 log = logging.getLogger(__name__)
+EVERY = 20  # steps, on several GPUs, between two looks at whether a process was asked to stop
 
 
 class _Checkpoint(ModelCheckpoint):
@@ -125,8 +126,12 @@ class Signals(Callback):
         if trainer.is_global_zero:
             slurm.remember(self.run)
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # to agree, the host waits for the device
+        due = trainer.strategy.root_device.type == "cpu" or batch_idx % EVERY == 0
+        if trainer.world_size > 1 and due and trainer.strategy.reduce_boolean_decision(self.asked, all=False):
             trainer._signal_connector.received_sigterm = True  # on all processes, after the same step
         if trainer.received_sigterm:
             self._save(trainer)

@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.data.options import short
+from imgcls.data.options import normalize, short
 from imgcls.errors import UserError
 from imgcls.runs.load import LoadedRun, load_run
 
@@ -43,8 +43,8 @@ class Teacher:
         """The teacher's logits (B, K) for the student's images (B, C, H, W), normalised by `mean` and `std`."""
         teacher = self.loaded
         assert teacher is not None
-        own_mean, own_std = (torch.tensor(v, device=image.device).view(-1, 1, 1) for v in (mean, std))
-        image, wanted = image.float() * own_std + own_mean, teacher.prepare
+        back = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
+        image, wanted = normalize(image.float(), *back), teacher.prepare
         if image.shape[1] != wanted.channels:
             image = image.expand(-1, 3, -1, -1) if wanted.channels == 3 else image.mean(1, keepdim=True)
         if image.shape[-1] != wanted.image_size:

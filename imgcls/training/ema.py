@@ -1,9 +1,12 @@
-from functools import partial
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from imgcls.errors import UserError
 
@@ -26,12 +29,43 @@ class EMA(WeightAveraging):
                 f"trainer.callbacks: EMA takes a decay from 0 to below 1, and updates every 1 or more steps; it was "
                 f"given {decay} and {update_every_n_steps}"
             )
-        # AveragedModel counts the updates in a buffer that checkpoints hold: resumed runs have the same decay
-        super().__init__(avg_fn=partial(_average, decay))
-        self.update_every_n_steps = update_every_n_steps
+        super().__init__()
+        self.decay, self.update_every_n_steps = decay, update_every_n_steps
 
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:  # noqa: D102
-        return step_idx is not None and step_idx % self.update_every_n_steps == 0
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the average where the model will be, and its count of updates, which is looked at, on the CPU."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # type: ignore[override]
+        """Update the average once for each step of the optimiser that is due."""
+        step = trainer.global_step
+        if step > self._latest_update_step and (step - 1) % self.update_every_n_steps == 0:
+            assert self._average_model is not None
+            self.update(self._average_model, pl_module)
+            self._latest_update_step = step
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """At the end of an epoch, when Lightning asks, nothing is due."""
+        return False
+
+    @torch.no_grad()
+    def update(self, average: AveragedModel, model: nn.Module) -> None:
+        """Take in weights and buffers of a model; a count, as BatchNorm has one, is not averaged.
+
+        torch's own `update_parameters` looks at a counter on the device, for which the host would wait in each step.
+        """
+        pairs = [*zip(_tensors(average.module), _tensors(model), strict=True)]
+        # the counter is a buffer that checkpoints hold: resumed runs have the same decay
+        weight = max(1 - self.decay, 9 / (10 + updates)) if (updates := int(average.n_averaged)) else 1.0
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in floats], [now for _, now in floats], weight)
+        for count, now in pairs:
+            if not count.is_floating_point():
+                count.copy_(now)
+        average.n_averaged += 1
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up training again; a test takes the average alone, where Lightning's would go back to the weights."""
@@ -39,8 +73,5 @@ class EMA(WeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
 
-def _average(decay: float, average: Tensor, current: Tensor, updates: Tensor) -> Tensor:
-    """The next average of a tensor after so many updates; a count, as BatchNorm has one, is not averaged."""
-    if not average.is_floating_point():
-        return current
-    return average.lerp(current, (9 / (10 + updates)).clamp(min=1 - decay).to(average.dtype))
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())

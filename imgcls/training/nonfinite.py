@@ -26,13 +26,13 @@ class Step(NamedTuple):
 class NonFinite(Callback):
     """Stops the run, or leaves the step out, when a loss is not finite; such weights never reach a checkpoint.
 
-    What was found is in nonfinite.csv in the run's folder, a row per image. To stop costs nothing on a GPU: losses stay
-    there and are looked at together, at the latest before validation and each checkpoint. To leave a step out needs a
-    look at each.
+    What was found is in nonfinite.csv in the run's folder, a row per image. The host never waits for a GPU: losses stay
+    there and are looked at together, at the latest before validation and each checkpoint. A step is left out there
+    too, by torch's fused optimisers, which take a flag; for others the host looks at each step.
 
     Args:
         policy: `raise` stops; `skip` goes on with weights, statistics and optimiser as they were before the step.
-        limit: Number of steps that may be left out.
+        limit: Number of steps that may be left out; a GPU may have left out some more when the run stops.
     """
 
     def __init__(self, policy: Literal["raise", "skip"] = "raise", limit: int = 10) -> None:
@@ -40,6 +40,7 @@ class NonFinite(Callback):
         self.pending: list[Step] = []
         self.skipped = 0
         self._index = torch.empty(0)
+        self._losses: list[Tensor] = []  # since the last step of the optimiser
         self._before: list[tuple[Tensor, Tensor]] = []
         self._totals: Any = None
 
@@ -52,34 +53,42 @@ class NonFinite(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep what a forward pass changes: BatchNorm takes in what is not finite before the loss is known."""
         self._index = batch["index"]
-        if self.policy == "skip" and not self.pending:
+        if self.policy == "skip" and not self._losses:
             self._before = [(b, b.clone()) for b in pl_module.buffers()]
             self._totals = pl_module.train_totals
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: D102
         lr = trainer.optimizers[0].param_groups[-1]["lr"]
         self.pending.append(Step(trainer.global_step, lr, self._index, loss.detach()))
+        self._losses.append(loss.detach())
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Take the gradients away from a step that is to be left out: without one, nothing moves."""
-        if self.policy == "raise" or not (bad := self._look(trainer)):
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Leave a step out, on all processes, if the loss of one of its batches is not finite."""
+        losses, self._losses = self._losses, []
+        if self.policy == "raise":
             return
-        self.skipped += 1
-        if self.skipped > self.limit:
-            raise UserError(f"{_describe(bad)}; --nonfinite.limit={self.limit} steps were left out before")
-        for parameter in pl_module.parameters():
-            parameter.grad = None
+        bad = 1 - torch.stack(losses).isfinite().all().float()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(bad, torch.distributed.ReduceOp.MAX)
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = bad  # as torch's GradScaler tells it
+        elif bad:
+            for parameter in pl_module.parameters():
+                parameter.grad = None  # without one, nothing moves
         for buffer, value in self._before:
-            buffer.copy_(value)
-        pl_module.train_totals = self._totals
+            buffer.copy_(torch.where(bad > 0, value, buffer))
+        totals: Any = pl_module.train_totals
+        before = torch.zeros_like(totals) if self._totals is None else self._totals
+        pl_module.train_totals = torch.where(bad > 0, before, totals)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: D102
         waits = pl_module.device.type != "cpu" or trainer.world_size > 1
-        if self.policy == "raise" and len(self.pending) >= (EVERY if waits else 1):
-            self._stop_if_bad(trainer)
+        if len(self.pending) >= (EVERY if waits else 1):
+            self._act(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.policy == "skip":
+            self._act(trainer)
             pl_module.log("train/skipped_steps", float(self.skipped))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -90,8 +99,7 @@ class NonFinite(Callback):
         """
         if trainer.state.fn != "fit":
             return
-        if self.policy == "raise":
-            self._stop_if_bad(trainer)
+        self._act(trainer)
         bad = [name for name, p in pl_module.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise UserError(
@@ -99,25 +107,33 @@ class NonFinite(Callback):
                 f"{_way_out(trainer)}"
             )
 
-    # before every save: the file that was to be replaced stays
-    on_save_checkpoint = on_validation_start  # type: ignore[assignment]
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before every save: the file that was to be replaced stays. The count of before the look was there."""
+        self.on_validation_start(trainer, pl_module)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
 
-    def _stop_if_bad(self, trainer: Trainer) -> None:
-        if bad := self._look(trainer):
-            raise UserError(f"{_describe(bad)}; {_way_out(trainer)}, --nonfinite.policy=skip leaves such steps out")
+    def _act(self, trainer: Trainer) -> None:
+        """Look at the steps since the last look, and stop, or count those that were left out."""
+        for bad in self._look(trainer):
+            if self.policy == "raise":
+                raise UserError(f"{_describe(bad)}; {_way_out(trainer)}, --nonfinite.policy=skip leaves such steps out")
+            self.skipped += 1
+            if self.skipped > self.limit:
+                raise UserError(f"{_describe(bad)}; --nonfinite.limit={self.limit} steps were left out before")
 
-    def _look(self, trainer: Trainer) -> list[Step]:
-        """Batches of the first step since the last look whose loss is not finite, on any process."""
+    def _look(self, trainer: Trainer) -> list[list[Step]]:
+        """Batches whose loss was not finite, on any process, by steps since the last look."""
         steps, self.pending = self.pending, []
         losses = torch.stack([step.loss for step in steps]).float().tolist() if steps else []
         looked_at = [step._replace(loss=loss) for step, loss in zip(steps, losses, strict=True)]
         bad = [step._replace(images=step.images.cpu()) for step in looked_at if not math.isfinite(step.loss)]
         if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             bad = [step for share in from_all(trainer, bad) for step in share]
-        bad = [step for step in bad if step.step == min(b.step for b in bad)]
-        if bad and trainer.is_global_zero:
-            _write(Path(trainer.default_root_dir) / "nonfinite.csv", bad, trainer.datamodule)  # type: ignore[attr-defined]
-        return bad
+        found = [[step for step in bad if step.step == number] for number in sorted({step.step for step in bad})]
+        found = found[:1] if self.policy == "raise" else found[: self.limit - self.skipped + 1]
+        if found and trainer.is_global_zero:
+            _write(Path(trainer.default_root_dir) / "nonfinite.csv", sum(found, []), trainer.datamodule)  # type: ignore[attr-defined]
+        return found
 
 
 def _describe(bad: list[Step]) -> str:
