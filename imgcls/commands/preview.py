@@ -1,6 +1,7 @@
 """A picture of the augmentation: --config FILE… [--out FILE.png]."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
     data.setup("fit")
     source, index = data.parts["train"]
     position = np.random.default_rng(data.seed).choice(len(index), min(count, len(index)), replace=False)
-    chosen, dataset = index[position], data.train_dataloader().dataset
+    chosen = index[position]
+    dataset: Any = data.train_dataloader().dataset
     original = source.images(chosen.tolist(), data.resize_crop("val"))
     label = torch.from_numpy(source.label[chosen])
     rows, titles = [original], [data.class_names[k] for k in label.tolist()]

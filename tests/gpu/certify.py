@@ -27,7 +27,7 @@ from imgcls.system.files import write_json
 from ..conftest import ROOT
 from . import sections as parts
 from .report import Figure, environment, markdown
-from .sections import FEEDS_DEVICE, SIZES, Certificate, OverTime
+from .sections import SIZES, Certificate, OverTime
 
 TOTAL = 480  # seconds of all sections together
 # what a section may take in seconds; more is taken from what is left for the others
@@ -92,8 +92,6 @@ def main() -> int:
     started, about, sections = time.perf_counter(), environment(torch.device(given.device)), {}
     with tempfile.TemporaryDirectory(prefix="imgcls-certify-", ignore_cleanup_errors=True) as work:
         c = Certificate(torch.device(given.device), Path(work), given.fashion_mnist and given.fashion_mnist.resolve())
-        if not FEEDS_DEVICE:
-            c.notes.append("no --data.cache=device and --data.decoder=cuda yet: images came from the host's memory")
         for section, budget in SECTIONS.items():
             if given.only and section.__name__ not in given.only:
                 continue

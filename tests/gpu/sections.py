@@ -1,6 +1,5 @@
 """The sections of the certification: each yields its figures."""
 
-import inspect
 import json
 import os
 import signal
@@ -22,7 +21,6 @@ import yaml
 from imgcls.__main__ import main as imgcls_main
 from imgcls.augment.other_libraries import stock_kornia, torchvision_per_sample
 from imgcls.cli.measuring import now
-from imgcls.data.base import ImageDataModule
 from imgcls.system.files import read_json
 from imgcls.system.resources import cores
 
@@ -33,8 +31,6 @@ from .synthetic import write_photos
 from .waits import waits
 
 LOOPS = ["bare loop", "bare loop again (A/A)", "whole trainer"]
-# until data modules have it: images in memory, JPEG files decoded by CPU cores
-FEEDS_DEVICE = "decoder" in inspect.signature(ImageDataModule.__init__).parameters
 
 
 class Size(NamedTuple):
@@ -93,14 +89,11 @@ class Certificate:
     def synthetic(self, name: str, count: int, classes: int, side: int, planes: int, batch_size: int) -> list[str]:
         """Words for random images that are on the device."""
         options = {"count": count, "classes": classes, "side": side, "planes": planes, "batch_size": batch_size}
-        options |= {"val_fraction": 0, "test_fraction": 0, **self.cache()}
+        options |= {"val_fraction": 0, "test_fraction": 0, "cache": "device"}
         data = {"class_path": "tests.gpu.synthetic.SyntheticData", "init_args": options}
         path = self.work / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"data": data}))
         return ["--config", str(path)]
-
-    def cache(self) -> dict[str, str]:
-        return {"cache": "device" if FEEDS_DEVICE else "memory"}
 
     def benchmark(self, name: str, *words: object, rounds: int, steps: int, stages: list[str]) -> dict[str, Any]:
         """Figures of the verb `benchmark`."""
@@ -175,7 +168,7 @@ def fashion(c: Certificate) -> Iterator[Figure]:
     if c.fashion_mnist:
         data = ["--config", "configs/data/torchvision.yaml", "--data.name=FashionMNIST", "--data.val_fraction=0"]
         data += [f"--data.root={c.fashion_mnist}", f"--data.batch_size={c.size.small_batch}"]
-        data += [f"--data.{key}={value}" for key, value in c.cache().items()]
+        data += ["--data.cache=device"]
     else:
         data = c.synthetic("fashion", c.size.small, 10, 28, 1, c.size.small_batch)
     model = ["--config", "configs/augment/flip.yaml", "--config", "configs/model/cnn.yaml", "--model.backbone.depth=6"]
@@ -227,11 +220,11 @@ def photos(c: Certificate) -> Iterator[Figure]:
     small = ["--config", "configs/augment/flip.yaml", "--config", "configs/model/cnn.yaml"]
     small += ["--model.backbone.depth=1", "--model.backbone.width=8", *c.trainer()]
     rate: dict[str, float] = {}
-    for decoder in ["cpu", *(["cuda"] if FEEDS_DEVICE and not c.toy else [])]:
-        choice = [f"--data.decoder={decoder}"] if FEEDS_DEVICE else []
+    for decoder in ["cpu"] if c.toy else ["cpu", "cuda"]:
+        choice = f"--data.decoder={decoder}"
         for name, model in {"a tiny network": small, c.size.network: network(c)}.items():
             found = c.benchmark(
-                f"photos, {decoder}, {name}", *data, *model, *choice, steps=steps, rounds=2, stages=["whole trainer"]
+                f"photos, {decoder}, {name}", *data, *model, choice, steps=steps, rounds=2, stages=["whole trainer"]
             )
             images = found["stages"]["whole trainer"]["images_per_second"]
             yield Figure(f"JPEG files, decoder {decoder}: {name}", images, "images/s")

@@ -6,12 +6,8 @@ import torch
 
 from ..conftest import write_image
 from .conftest import TOY, fit
-from .sections import FEEDS_DEVICE
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not FEEDS_DEVICE, reason="no --data.cache=device and --data.decoder=cuda yet"),
-]
+pytestmark = pytest.mark.gpu
 
 
 def test_images_on_the_device_train_to_the_same_weights():
