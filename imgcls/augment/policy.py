@@ -258,7 +258,7 @@ class AugMix(SharesPolicy):
             for position in range(self.depth):
                 choice_B = torch.randint(len(self.names), (count,))
                 choice_B[length_B <= position] = -1
-                steps.append(self.drawn(choice_B, torch.rand(count) * self.severity / 10))
+                steps.append(self.drawn(choice_B, (0.1 + (self.severity - 0.1) * torch.rand(count)) / 10))
             chains.append(in_turn(steps))
         parameters = {name: torch.cat([chain[name] for chain in chains]) for name in ("choice", "value")}
         return parameters | {"share": torch.cat([keep_B1, (1 - keep_B1) * share_BW], 1).T / 255}, shape

@@ -13,6 +13,7 @@ Written by `python -m imgcls configs --out configs/README.md`: each file with it
 from one file of each kind, `--config FILE --config FILE …`, in the order data, augment, model, finetune, trainer; later
 ones win, the command line last. A recipe brings all but the data.
 """
+NOTES = "notes.md"  # what else there is to say of the files of a folder
 
 
 def main(words: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
         parts = {part for name in files for part in Path(name).with_suffix("").parts}
         raise UserError(f"configs: no file matches {options.pattern!r}{near(options.pattern, parts)}")
     if options.out:
-        write_atomic(options.out, _markdown(chosen))
+        write_atomic(options.out, _markdown(chosen, options.folder))
         print(f"configs: {options.out}")
         return 0
     width = max(map(len, chosen))
@@ -45,11 +46,13 @@ def opening_comment(path: Path) -> list[str]:
     return [line.removeprefix("#").removeprefix(" ").rstrip() for line in lines]
 
 
-def _markdown(comments: dict[str, list[str]]) -> str:
+def _markdown(comments: dict[str, list[str]], root: Path) -> str:
     parts = [HEAD]
     for folder, names in groupby(comments, lambda name: name.rpartition("/")[0]):
         rows = "\n".join(f"- [{Path(name).name}]({name}): {_in_words(comments[name])}" for name in names)
         parts.append(f"## {folder}\n\n{rows}\n")
+        if (notes := root / folder / NOTES).is_file():
+            parts.append(notes.read_text(encoding="utf-8"))
     return "\n".join(parts)
 
 
