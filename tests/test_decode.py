@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from imgcls.data.sample import SampleData
 from imgcls.errors import UserError
 from imgcls.images.decode import ResizeCrop, decode, decode_file, resize_crop_batch
 from imgcls.images.listing import list_images
@@ -111,3 +112,25 @@ def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:2000])
     with pytest.raises(UserError, match="cut.jpg"):
         decode_file(tmp_path / "cut.jpg", RGB8)
+
+
+@pytest.mark.parametrize("size", [(500, 375), (333, 501), (257, 255), (640, 427), (231, 1023)], ids=str)
+@pytest.mark.parametrize("name", ["V1", "V2", "efficientnet", "timm lite0", "timm 0.9", "timm 0.95"])
+def test_evaluation_frames_are_those_of_the_weights(name, size):
+    from timm.data import create_transform
+    from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
+
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    torchvisions = {"V1": ResNet50_Weights.IMAGENET1K_V1, "V2": ResNet50_Weights.IMAGENET1K_V2}
+    torchvisions["efficientnet"] = EfficientNet_B0_Weights.IMAGENET1K_V1
+    if name in torchvisions:
+        theirs = torchvisions[name].transforms()
+        fraction, kind = theirs.crop_size[0] / theirs.resize_size[0], theirs.interpolation.value
+    else:
+        fraction, kind = {"timm lite0": 0.875, "timm 0.9": 0.9, "timm 0.95": 0.95}[name], "bicubic"
+        theirs = create_transform((3, 224, 224), interpolation=kind, mean=mean, std=std, crop_pct=fraction)
+    data = SampleData(image_size=224, channels=3, mean=mean, std=std, crop_fraction=fraction, interpolation=kind)
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*reversed(size), 3), dtype=np.uint8))
+    ours = data.normalize(decode(image, data.resize_crop("val"))[None])[0]
+    assert (ours - theirs(image)).abs().max() < 1e-5

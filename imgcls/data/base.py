@@ -1,3 +1,4 @@
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -252,7 +253,7 @@ class ImageDataModule(DeviceBatches, ABC):
         crop = round((self.train_size if part == "train" else self.image_size) * margin)
         known = self.value_range
         value_range = None if known is None or isinstance(known, str) else (known[0], known[1])
-        resize = round(crop / self.crop_fraction)
+        resize = math.floor(crop / self.crop_fraction + 1e-6)  # as timm; a fraction stands for whole numbers
         return ResizeCrop(self.channels, resize, crop, self.interpolation, value_range, random)
 
     def class_counts(self) -> np.ndarray:

@@ -26,8 +26,7 @@ class ResizeCropInGraph(nn.Module):
         """Float grey levels 0..255 (B, C, crop, crop) of uint8 images (B, C, H, W)."""
         resize_crop, lengths = self.resize_crop, image.shape[-2:]
         size = torch.stack([torch.full((), n, dtype=torch.float64, device=image.device) for n in lengths])
-        # a number divided by a tensor would be taken for its reciprocal times the number, which rounds otherwise
-        resized = (size * (torch.full_like(size, resize_crop.resize) / size.min())).round().clamp(min=resize_crop.crop)
+        resized = (size * resize_crop.resize / size.min()).floor().clamp(min=resize_crop.crop)
         resized = torch.where((size == resize_crop.crop).all(), size, resized)  # it has the final size already
         rows, columns = (self._weights(n, size[k], resized[k]) for k, n in enumerate(lengths))
         return _whole(rows @ _whole(image.float() @ columns.T))
@@ -35,7 +34,7 @@ class ResizeCropInGraph(nn.Module):
     def _weights(self, length: int, size: Tensor, resized: Tensor) -> Tensor:
         """Weight of each of the image's pixels along an axis for each pixel that the crop keeps, (crop, length)."""
         step = size / resized
-        first = ((resized - self.resize_crop.crop) / 2).floor()
+        first = ((resized - self.resize_crop.crop) / 2).round()
         kept = torch.arange(self.resize_crop.crop, dtype=torch.float64, device=size.device)
         given = torch.arange(length, dtype=torch.float64, device=size.device)
         # in units of the filter, which widens with the step when the image shrinks

@@ -270,7 +270,7 @@ def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
         size = _resized(width, height, resize_crop)
         if size != image.size:
             image = image.resize(size, _resampling(resize_crop))
-        left, top = (image.width - resize_crop.crop) // 2, (image.height - resize_crop.crop) // 2
+        left, top = (round((side - resize_crop.crop) / 2) for side in image.size)
         image = image.crop((left, top, left + resize_crop.crop, top + resize_crop.crop))
     return as_tensor(image)
 
@@ -293,7 +293,7 @@ def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
     if resize_crop.crop and image.shape[-2:] != (resize_crop.crop, resize_crop.crop):
         width, height = _resized(image.shape[-1], image.shape[-2], resize_crop)
         image = tv.resize(image, [height, width], tv.InterpolationMode(resize_crop.interpolation), antialias=True)
-        top, left = (height - resize_crop.crop) // 2, (width - resize_crop.crop) // 2
+        top, left = (round((side - resize_crop.crop) / 2) for side in (height, width))
         image = image[:, :, top : top + resize_crop.crop, left : left + resize_crop.crop]
     return image
 
@@ -304,8 +304,10 @@ def stack(images: Sequence[Tensor]) -> Tensor:
 
 
 def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int]:
-    scale = resize_crop.resize / min(width, height)
-    return max(resize_crop.crop, round(width * scale)), max(resize_crop.crop, round(height * scale))
+    """Rounded down, and the crop's place to even numbers, as torchvision does it: weights were tested so."""
+    shorter = min(width, height)
+    across, down = (max(resize_crop.crop, int(resize_crop.resize * side / shorter)) for side in (width, height))
+    return across, down
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:
