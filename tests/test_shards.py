@@ -162,6 +162,14 @@ def test_smaller_images(mixed):
     assert all(torch.equal(image, large[name][1]) for name, (_, image) in old.items())
 
 
+def test_several_processes_write_what_one_writes(mixed, monkeypatch):
+    monkeypatch.setattr("imgcls.images.checking.FEW", 0)
+    folders = [Path(packed(FolderData(root=str(mixed), num_workers=n), f"by {n}", size=20)) for n in (0, 2)]
+    names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+    assert names[0] == names[1]
+    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names[0])
+
+
 # ---- order ----
 
 

@@ -15,23 +15,28 @@ import logging
 import os
 import shutil
 import tarfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch.utils.data import Dataset
 
 from imgcls import __version__
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
+from imgcls.images.checking import each_once
 from imgcls.images.decode import to_channels
 from imgcls.images.depth import ValueRange, eight_bits
 from imgcls.images.shard_files import FACTS, FORMAT
 from imgcls.images.shards import shard_name
 from imgcls.images.sources import Source
 from imgcls.runs.record import write_skipped
+from imgcls.system.resources import cores
 
 log = logging.getLogger(__name__)
 MB = 1e6
@@ -108,7 +113,10 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             if part == "train":  # an epoch reads shard after shard: each must hold all classes
                 np.random.default_rng(data.split_seed).shuffle(order)
             value_range = data.resize_crop(part).value_range
-            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, size, value_range)
+            # copying is as fast as handing over from one process to another
+            workers = (cores() if data.num_workers is None else data.num_workers) if size else 0
+            contents = _in_order(_Encoder(source, size, value_range), order.tolist(), workers)
+            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, contents)
         facts = {
             "format": FORMAT,
             "made_by": f"imgcls {__version__}",
@@ -141,8 +149,7 @@ def _write(
     order: np.ndarray,
     columns: list[str],
     limit: float,
-    size: int | None,
-    value_range: ValueRange | None,
+    contents: Iterator[bytes],
 ) -> dict[str, Any]:
     """Write the images `order` (N,) of a source as a part; images and bytes of each shard, bytes of the text."""
     index = np.memmap(folder / f"{part}.index", np.dtype("<i8"), "w+", shape=(len(order), 4))
@@ -154,7 +161,7 @@ def _write(
             with open(folder / shard_name(part, len(shards)), "wb") as shard:
                 while number < len(order) and (number == first or shard.tell() < limit):
                     image = int(order[number])
-                    content = _encoded(source, image, size, value_range)
+                    content = next(contents)
                     label = int(source.label[image])
                     start = _add(shard, f"{number:09d}.{_extension(content)}", content)
                     index[number] = start, len(content), label, text.tell()
@@ -178,6 +185,26 @@ def _add(shard: BinaryIO, name: str, content: bytes) -> int:
     start = shard.tell()
     shard.write(content + bytes(-len(content) % tarfile.BLOCKSIZE))
     return start
+
+
+class _Encoder(Dataset):
+    """Numbers of images in; out comes what a pack holds of each, or what is wrong with it."""
+
+    def __init__(self, source: Source, size: int | None, value_range: ValueRange | None) -> None:
+        self.source, self.size, self.value_range = source, size, value_range
+
+    def __getitem__(self, numbers: list[int]) -> list[bytes | UserError]:
+        try:
+            return [_encoded(self.source, number, self.size, self.value_range) for number in numbers]
+        except UserError as error:  # raised in the main process, without a worker's traceback
+            return [error]
+
+
+def _in_order(encoder: _Encoder, numbers: list[int], workers: int) -> Iterator[bytes]:
+    for content in chain.from_iterable(each_once(encoder, numbers, workers)):
+        if isinstance(content, UserError):
+            raise content
+        yield content
 
 
 def _encoded(source: Source, number: int, size: int | None, value_range: ValueRange | None) -> bytes:
