@@ -75,6 +75,7 @@ class ImageDataModule(DeviceBatches, ABC):
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
             validation images in the memory of each process's device, as uint8, so that batches are picked there.
+            Random crops are taken from whole files, which are decoded in each epoch.
         decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
             nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
             little from those of `cpu`. It was not run on a GPU yet.
