@@ -167,7 +167,7 @@ def test_bayes_goes_on_where_it_stopped_and_says_what_mattered(sweep_file, fake_
     assert code == 0 and len(started) == 30, err
     best = yaml.safe_load(Path("out/best.yaml").read_text())["model"]
     assert 0.002 < best["lr"] < 0.05 and best["flip_at_test"] is True
-    shares = {line.split()[1]: float(line.split()[0]) for line in out.splitlines() if line.startswith("  0.") and
+    shares = {line.split()[1]: float(line.split()[0]) for line in out.splitlines() if line[:4] in ("  0.", "  1.") and
               len(line.split()) == 2}  # fmt: skip
     assert max(shares, key=shares.get) in ("model.lr", "model.flip_at_test")
     path.write_text(path.read_text().replace("1.0e-4", "1.0e-3"))
