@@ -6,9 +6,11 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from imgcls.errors import UserError
+from imgcls.training.sharded import Sharded, whole
 
 
 class EMA(WeightAveraging):
@@ -34,9 +36,12 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the average where the model will be, and its count of updates, which is looked at, on the CPU."""
-        self._device = trainer.strategy.root_device
+        sharded = trainer.strategy if isinstance(trainer.strategy, Sharded) else None
+        self._device = None if sharded else trainer.strategy.root_device  # it is copied whole, and may not fit there
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
+            if sharded:
+                sharded.shard(self._average_model.module)
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # type: ignore[override]
@@ -67,6 +72,11 @@ class EMA(WeightAveraging):
                 count.copy_(now)
         average.n_averaged += 1
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the average as a whole, also where it is sharded."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        checkpoint["state_dict"] = whole(checkpoint["state_dict"])
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up training again; a test takes the average alone, where Lightning's would go back to the weights."""
         if trainer.state.fn == "fit":
@@ -74,4 +84,5 @@ class EMA(WeightAveraging):
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    return chain(module.parameters(), module.buffers())
+    tensors = chain(module.parameters(), module.buffers())
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
