@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.lr_scheduler import OneCycleLR as TorchOneCycleLR
@@ -61,8 +62,9 @@ def fast(optimizer: Optimizer) -> Optimizer:
     """
     for group in optimizer.param_groups:
         floats = all(p.is_floating_point() and p.device.type in FUSED for p in group["params"])
+        whole = not any(isinstance(p, DTensor) for p in group["params"])  # no fused SGD takes what FSDP shards
         free = not (group.get("foreach") or group.get("differentiable") or group.get("dampening"))
-        if group.get("fused", False) is None and free and floats:
+        if group.get("fused", False) is None and free and floats and whole:
             group["fused"] = True
             if group.get("momentum"):
                 optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})

@@ -56,7 +56,7 @@ class Sharded(ModelParallelStrategy):
         }
         for option in (option for option, given in refused.items() if given):
             raise UserError(
-                f"--trainer.strategy: {option} does not go with sharded parameters; leave it out, or use ddp"
+                f"--trainer.strategy: {option} does not go with sharding; leave it out, or use ddp"
             )
         model.configure_model = lambda: None  # Lightning asks for this method, which is to shard; `shard` does
         super().setup(trainer)
@@ -74,7 +74,8 @@ class Sharded(ModelParallelStrategy):
             self._layer_sync.apply(model)
         model.to(memory_format=torch.contiguous_format)  # images alone decide on cuDNN's channels-last kernels
         for module in (*blocks(model.backbone), model.backbone, model.head):
-            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+            # by default the outermost would keep whole parameters after validation, which the average is to replace
+            fully_shard(module, mesh=self.device_mesh["data_parallel"], reshard_after_forward=True)
         for module in (model.backbone, model.head):
             module.register_load_state_dict_pre_hook(_shard_loaded)
         model.to(self.root_device)

@@ -1,0 +1,71 @@
+"""FSDP on two CPU processes: the weights of DDP, whole files, exact resumption, and one line for what does not go."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import imgcls as package
+from imgcls.training.sharded import blocks
+
+from .conftest import QUIET, ROOT
+from .stress_resume import COMMON, Plan, compare, run
+
+SHORT = [*COMMON, "--trainer.max_epochs=2", "--data.train_fraction=0.02", "--data.batch_size=4"]
+SHORT += ["--trainer.devices=2", "--test_after_fit=false"]
+FSDP = ["--trainer.strategy.class_path=imgcls.training.sharded.Sharded"]
+DDP = ["--trainer.strategy=ddp"]
+# Adam divides by the size of gradients, which makes much of the last digit of those near 0
+SGD = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9", "--model.lr=0.05"]
+EMA = ["--config", f"{ROOT}/configs/trainer/ema.yaml"]
+VIT = ["--config", f"{ROOT}/configs/model/timm.yaml", "--model.backbone.name=test_vit", "--model.backbone.weights=none"]
+
+
+def fit(name: str, *words: str, plan: Plan | None = None) -> dict:
+    """What the last checkpoint of a fit in two processes holds."""
+    ended = run(["fit", *words, *([] if "--resume" in words else ["--run_dir", name])], Path(f"{name}.log"), 2, plan)
+    assert plan or ended.codes == [0, 0], Path(f"{name}.log").read_text()[-3000:]
+    return {} if plan else torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)
+
+
+def equal(one, two, **tolerance) -> None:
+    """Plain tensors of the same names, shapes and values."""
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert type(tensor) is type(two[name]) is torch.Tensor, name
+        torch.testing.assert_close(tensor, two[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        [*EMA, "--trainer.gradient_clip_val=0.1", "--trainer.accumulate_grad_batches=2"],
+        [*VIT, "--config", f"{ROOT}/configs/finetune/lora.yaml", "--model.dropout=0"],
+        ["--config", f"{ROOT}/configs/finetune/gradual.yaml"],
+    ],
+    ids=["convolutions, average, clipping", "transformer, LoRA", "gradual"],
+)
+def test_weights_are_those_of_ddp(options):
+    one, two = (fit(name, *SHORT, *how, *options, *SGD) for name, how in (("ddp", DDP), ("fsdp", FSDP)))
+    for key in {"state_dict", "current_model_state"} & one.keys():
+        equal(one[key], two[key], rtol=1e-5, atol=1e-5)
+    moments = [{k: v["momentum_buffer"] for k, v in c["optimizer_states"][0]["state"].items()} for c in (one, two)]
+    equal(*moments, rtol=1e-4, atol=1e-5)
+    assert two["optimizer_states"][0]["param_groups"] and len(moments[0]) > 1
+
+
+@pytest.mark.slow
+def test_a_run_killed_within_an_epoch_ends_bit_for_bit_as_one_left_in_peace(imgcls):
+    words = [*SHORT, *FSDP, *EMA, "--last_checkpoint.every_n_train_steps=2", "--test_after_fit=true"]
+    fit("whole", *words)
+    fit("killed", *words, plan=Plan(signal.SIGKILL, "t", 18, 0.0, None))
+    assert Path("killed/checkpoints/last.ckpt").exists() and not Path("killed/predictions/test.csv").exists()
+    fit("killed", "--resume", "killed")
+    assert compare(Path("whole"), Path("killed")) == []
+    # one process loads the whole file, without FSDP
+    model = package.load("killed").model
+    best = torch.load("killed/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    equal({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, best, rtol=0, atol=0)
