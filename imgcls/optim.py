@@ -59,12 +59,15 @@ def fast(optimizer: Optimizer) -> Optimizer:
 
     Its SGD takes a first momentum from memory that was never written, if that step is left out, and stops with an error
     where a parameter joins later: here each begins at 0, which comes to the same unless the first is dampened.
+    Shards of FSDP get one kernel for each operation.
     """
     for group in optimizer.param_groups:
         floats = all(p.is_floating_point() and p.device.type in FUSED for p in group["params"])
-        whole = not any(isinstance(p, DTensor) for p in group["params"])  # no fused SGD takes what FSDP shards
+        sharded = any(isinstance(p, DTensor) for p in group["params"])
         free = not (group.get("foreach") or group.get("differentiable") or group.get("dampening"))
-        if group.get("fused", False) is None and free and floats and whole:
+        if sharded and group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True  # torch has no fused SGD for what FSDP shards, and would update one by one
+        elif group.get("fused", False) is None and free and floats and not sharded:
             group["fused"] = True
             if group.get("momentum"):
                 optimizer.state.update({p: {"momentum_buffer": torch.zeros_like(p)} for p in group["params"]})

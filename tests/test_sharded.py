@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import imgcls as package
+from imgcls.classifier import Classifier
 from imgcls.training.sharded import blocks
 
 from .conftest import QUIET, ROOT
@@ -43,7 +44,14 @@ def equal(one, two, **tolerance) -> None:
     "options",
     [
         [*EMA, "--trainer.gradient_clip_val=0.1", "--trainer.accumulate_grad_batches=2"],
-        [*VIT, "--config", f"{ROOT}/configs/finetune/lora.yaml", "--model.dropout=0"],
+        [
+            *VIT,
+            "--config",
+            f"{ROOT}/configs/finetune/lora.yaml",
+            "--model.channels_last=false",
+            "--data.image_size=32",
+            "--trainer.max_epochs=1",
+        ],
         ["--config", f"{ROOT}/configs/finetune/gradual.yaml"],
     ],
     ids=["convolutions, average, clipping", "transformer, LoRA", "gradual"],
@@ -69,3 +77,42 @@ def test_a_run_killed_within_an_epoch_ends_bit_for_bit_as_one_left_in_peace(imgc
     model = package.load("killed").model
     best = torch.load("killed/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     equal({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, best, rtol=0, atol=0)
+    for name in ("test", "predict"):
+        assert run([name, "--run=whole", *QUIET[-1:]], Path("log"), 2, None).codes == [0, 0], Path("log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, codes", [("skip", [0, 0]), ("raise", [1, 1])])
+def test_a_loss_that_is_not_finite_on_one_process_concerns_both(policy, codes, monkeypatch):
+    """Left out or stopped as under DDP: the weights and the table of the images are the same."""
+    original = Classifier.training_step
+
+    def broken(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if self.global_rank == 1 and batch_idx == 1 else loss
+
+    monkeypatch.setattr(Classifier, "training_step", broken)
+    words = [*SHORT, *SGD, f"--nonfinite.policy={policy}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=4"]
+    for name, how in (("ddp", DDP), ("fsdp", FSDP)):
+        assert run(["fit", *words, *how, f"--run_dir={name}"], Path(name + ".log"), 2, None).codes == codes
+    assert Path("ddp/nonfinite.csv").read_text() == Path("fsdp/nonfinite.csv").read_text()
+    if policy == "skip":
+        last = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("ddp", "fsdp")]
+        equal(*(checkpoint["state_dict"] for checkpoint in last), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--model.compile=true", "--trainer.precision=16-mixed", "l2_sp.yaml", "cached_probe.yaml", "logistic_probe.yaml"],
+)
+def test_what_does_not_go_with_sharding_is_one_line(options, imgcls):
+    words = [options] if options.startswith("--") else ["--config", ROOT / "configs/finetune" / options]
+    code, _, err = imgcls("fit", *COMMON, *FSDP, *words, "--trainer.devices=1")
+    assert code != 0 and "does not go with sharding; leave it out, or use ddp" in err.strip().splitlines()[-1]
+    assert not torch.distributed.is_initialized()
+
+
+def test_blocks_are_what_follows_each_other_from_the_inside_out():
+    block = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ReLU())
+    network = nn.ModuleDict({"stem": nn.Linear(2, 2), "stages": nn.Sequential(block, nn.Sequential(nn.ReLU()))})
+    assert [*map(id, blocks(network))] == [id(block[0]), id(block)]

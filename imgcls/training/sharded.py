@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
 from imgcls.errors import UserError
+from imgcls.finetune.base import FineTune
 
 
 class Sharded(ModelParallelStrategy):
@@ -36,28 +37,25 @@ class Sharded(ModelParallelStrategy):
         return True
 
     def setup_environment(self) -> None:
-        """Shard over all processes, where Lightning would over nodes."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        super().setup_environment()
-
-    def setup(self, trainer: Trainer) -> None:
-        """Check that the model can be sharded, and shard it.
+        """Check that the model can be sharded: over all processes, where Lightning would over nodes.
 
         Raises:
-            UserError: It cannot, by its fine-tuning variant, `compile` or precision.
+            UserError: It cannot, by its fine-tuning variant or `compile`; Lightning refuses 16-mixed precision.
         """
         model: Any = self.lightning_module
         kind = type(model.finetune)
         refused = {
             "--model.compile=true": model.compile_step,
-            "--trainer.precision=16-mixed": getattr(self.precision_plugin, "scaler", None) is not None,
             f"--model.finetune={kind.__name__}, which trains on features,": model.finetune.views is not None,
-            f"--model.finetune={kind.__name__}, whose penalty takes whole weights,": "penalty" in vars(kind),
+            f"--model.finetune={kind.__name__}, whose penalty takes whole weights,": kind.penalty != FineTune.penalty,
         }
         for option in (option for option, given in refused.items() if given):
-            raise UserError(
-                f"--trainer.strategy: {option} does not go with sharding; leave it out, or use ddp"
-            )
+            raise UserError(f"--trainer.strategy: {option} does not go with sharding; leave it out, or use ddp")
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:  # noqa: D102
+        model: Any = self.lightning_module
         model.configure_model = lambda: None  # Lightning asks for this method, which is to shard; `shard` does
         super().setup(trainer)
         del model.configure_model
@@ -110,7 +108,9 @@ class Sharded(ModelParallelStrategy):
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {i: {k: _part(v, parameters[i]) for k, v in of.items()} for i, of in saved["state"].items()}
-            optimizer.load_state_dict({**saved, "state": state})
+            kernels = [{k: group[k] for k in ("foreach", "fused") if k in group} for group in optimizer.param_groups]
+            groups = [before | now for before, now in zip(saved["param_groups"], kernels, strict=True)]
+            optimizer.load_state_dict({"state": state, "param_groups": groups})  # ddp's kernels may not take shards
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
