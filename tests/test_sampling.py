@@ -160,3 +160,13 @@ def test_noise_reaches_training_labels_only():
     for part in ("val", "test"):
         assert (noisy.parts[part][0].label == clean.parts[part][0].label).all()
     assert noisy.fingerprint == clean.fingerprint
+
+
+@pytest.mark.parametrize("size", range(6, 40))
+def test_processes_evaluate_the_same_number_of_batches(size):
+    """FSDP's would wait for one another for ever."""
+    for world_size, start in ((2, None), (3, None), (3, 2)):
+        shares = [[*EvalBatches(size, 4, rank, world_size, start)] for rank in range(world_size)]
+        assert len({len(share) for share in shares}) == 1 and all(map(all, [map(len, share) for share in shares]))
+        assert sorted(i for share in shares for batch in share for i in batch) == list(range(start or 0, size))
+        assert max(len(batch) for share in shares for batch in share) <= 5

@@ -162,6 +162,8 @@ class TrainBatches(SequentialSampler):
 class EvalBatches(SequentialSampler):
     """Every position exactly once over all processes: a strided share each, none repeated to fill up.
 
+    All have as many batches, as FSDP's need one another in each: one image too many makes the last one larger.
+
     Args:
         size: Number of images N.
         batch_size: Images of one batch of one process.
@@ -185,13 +187,16 @@ class EvalBatches(SequentialSampler):
         if start is not None and not self.positions:
             self.positions = range(size - 1, size)
         self.batch_size, self.offset = batch_size, draw * size
+        least = max(1, (size - (start or 0)) // world_size)
+        self.batches = -(-min(least, len(self.positions)) // batch_size)
 
     def __len__(self) -> int:
-        return -(-len(self.positions) // self.batch_size)
+        return self.batches
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        for start in range(0, len(self.positions), self.batch_size):
-            yield [self.offset + position for position in self.positions[start : start + self.batch_size]]
+        for number in range(self.batches):
+            end = (number + 1) * self.batch_size if number + 1 < self.batches else None
+            yield [self.offset + position for position in self.positions[number * self.batch_size : end]]
 
 
 def position(trainer: Any) -> list[int]:
