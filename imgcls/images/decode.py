@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
@@ -298,9 +299,20 @@ def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
     return image
 
 
-def stack(images: Sequence[Tensor]) -> Tensor:
-    """Images (C, H, W) of one shape as a batch (B, C, H, W) with channels side by side, as decoders give them."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+def stack(images: Iterable[Tensor], count: int) -> Tensor:
+    """So many images (C, H, W) of one shape as a batch (B, C, H, W) with channels side by side, as decoders give them.
+
+    A loader's process writes them where the main process reads them: no copy is made on the way.
+    """
+    batch = torch.empty(0)
+    for number, image in enumerate(images):
+        if number == 0:
+            shape = (count, *image.shape[1:], image.shape[0])
+            batch = torch.empty(0 if get_worker_info() else shape, dtype=image.dtype, device=image.device)
+            if get_worker_info():
+                batch.set_(torch.UntypedStorage._new_shared(count * image.nbytes)).resize_(shape)
+        batch[number] = image.permute(1, 2, 0)
+    return batch.permute(0, 3, 1, 2)
 
 
 def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int]:
