@@ -104,10 +104,11 @@ def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
         if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * resize_crop.resize:
             with suppress(RuntimeError):  # what it does not read, Pillow may
                 return _decode_jpeg(content, resize_crop)
+        size = upright_size(image)
         if image.format == "JPEG":
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
             image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
-        return decode_upright(image, resize_crop)
+        return decode_upright(image, resize_crop, size)
 
 
 def frame_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf | None) -> Tensor:
@@ -258,15 +259,18 @@ def _read_jpeg(content: bytes, channels: int) -> Tensor:
     return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, apply_exif_orientation=True)
 
 
-def decode_upright(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
+def decode_upright(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | None = None) -> Tensor:
     """`decode` of a PIL image, best not read yet, turned by its EXIF tag."""
-    return decode(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop)
+    return decode(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop, size)
 
 
-def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
-    """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white."""
+def decode(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | None = None) -> Tensor:
+    """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white.
+
+    `size` is the whole image's width and height, where it was decoded at a part of it: its sides say the frame.
+    """
     image = to_channels(eight_bits(image, resize_crop.value_range), resize_crop.channels)
-    width, height = image.size
+    width, height = size or image.size
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
         size = _resized(width, height, resize_crop)
         if size != image.size:
