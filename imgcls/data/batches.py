@@ -64,7 +64,7 @@ class BatchDataset(Dataset):
         except UserError as error:  # raised in the main process, see Loader
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
-            fetched = {"image": stack([self._image(number, broken) for number in index.tolist()])}
+            fetched = {"image": stack((self._image(number, broken) for number in index.tolist()), len(index))}
         batch = {**fetched, "label": torch.from_numpy(self.source.label[index]), "index": torch.from_numpy(index)}
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
 

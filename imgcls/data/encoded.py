@@ -51,7 +51,7 @@ class EncodedBatches(BatchDataset):
         here = self._decoded(files.split(size[size > 0].tolist()), number[size > 0].tolist(), boxes)
         batch, frame = super().to_device(batch), self.resize_crop
         others = iter(batch.pop("decoded").view(-1, frame.channels, frame.crop, frame.crop))
-        return {**batch, "image": stack([next(here if length else others) for length in size.tolist()])}
+        return {**batch, "image": stack((next(here if length else others) for length in size.tolist()), len(size))}
 
     def _decoded(self, files: Sequence[Tensor], numbers: list[int], boxes: list[Box] | None) -> Iterator[Tensor]:
         device = self.device or torch.device("cpu")

@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
@@ -103,10 +104,11 @@ def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
         if image.format == "JPEG" and image.mode in ("L", "RGB") and min(image.size) < 2 * resize_crop.resize:
             with suppress(RuntimeError):  # what it does not read, Pillow may
                 return _decode_jpeg(content, resize_crop)
+        size = upright_size(image)
         if image.format == "JPEG":
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
             image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
-        return decode_upright(image, resize_crop)
+        return decode_upright(image, resize_crop, size)
 
 
 def frame_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf | None) -> Tensor:
@@ -257,15 +259,18 @@ def _read_jpeg(content: bytes, channels: int) -> Tensor:
     return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, apply_exif_orientation=True)
 
 
-def decode_upright(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
+def decode_upright(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | None = None) -> Tensor:
     """`decode` of a PIL image, best not read yet, turned by its EXIF tag."""
-    return decode(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop)
+    return decode(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop, size)
 
 
-def decode(image: Image.Image, resize_crop: ResizeCrop) -> Tensor:
-    """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white."""
+def decode(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | None = None) -> Tensor:
+    """A PIL image of any mode as uint8 tensor (C, H, W), resized and cropped. Transparency goes over white.
+
+    `size` is the whole image's width and height, where it was decoded at a part of it: its sides say the frame.
+    """
     image = to_channels(eight_bits(image, resize_crop.value_range), resize_crop.channels)
-    width, height = image.size
+    width, height = size or image.size
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
         size = _resized(width, height, resize_crop)
         if size != image.size:
@@ -298,9 +303,20 @@ def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
     return image
 
 
-def stack(images: Sequence[Tensor]) -> Tensor:
-    """Images (C, H, W) of one shape as a batch (B, C, H, W) with channels side by side, as decoders give them."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+def stack(images: Iterable[Tensor], count: int) -> Tensor:
+    """So many images (C, H, W) of one shape as a batch (B, C, H, W) with channels side by side, as decoders give them.
+
+    A loader's process writes them where the main process reads them: no copy is made on the way.
+    """
+    batch = torch.empty(0)
+    for number, image in enumerate(images):
+        if number == 0:
+            shape = (count, *image.shape[1:], image.shape[0])
+            batch = torch.empty(0 if get_worker_info() else shape, dtype=image.dtype, device=image.device)
+            if get_worker_info():
+                batch.set_(torch.UntypedStorage._new_shared(count * image.nbytes)).resize_(shape)
+        batch[number] = image.permute(1, 2, 0)
+    return batch.permute(0, 3, 1, 2)
 
 
 def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int]:

@@ -142,7 +142,8 @@ class Source(ABC):
         """What a batch holds of them: images or crops, unless something computed from them takes their place."""
         if boxes is None:
             return self.images(index, resize_crop)
-        return stack([self.crop(number, resize_crop, box_of) for number, box_of in zip(index, boxes, strict=True)])
+        crops = (self.crop(number, resize_crop, box_of) for number, box_of in zip(index, boxes, strict=True))
+        return stack(crops, len(index))
 
     def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:
         """A box of the whole image, resized to the square of `resize_crop`, (C, crop, crop) uint8.
@@ -191,7 +192,7 @@ class EncodedSource(Source):
     def encoded(self, number: int) -> bytes: ...  # noqa: D102
 
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
-        return stack([self._image(number, resize_crop) for number in index])
+        return stack((self._image(number, resize_crop) for number in index), len(index))
 
     def crop(self, number: int, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:  # noqa: D102
         with reading(self.describe, number):

@@ -73,7 +73,8 @@ class LoadedRun:
         resize_crop, scaled_by = self.prepare.resize_crop("test"), temperature(self.folder)
         probability = [np.empty((0, len(self.class_names)), np.float32)]
         for first in range(0, len(images), batch_size):
-            batch = stack([_pixels(image, resize_crop) for image in images[first : first + batch_size]])
+            some = images[first : first + batch_size]
+            batch = stack((_pixels(image, resize_crop) for image in some), len(some))
             logits = self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype))
             probability.append((logits.double() / scaled_by).softmax(1).float().cpu().numpy())
         found = np.concatenate(probability)
