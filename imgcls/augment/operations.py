@@ -22,7 +22,7 @@ RAMP_256 = torch.arange(256.0)
 # values after an operation (b, 256) by values before it (256,) and the operation's own value (b, 1)
 TABLES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "brightness": lambda ramp, factor: (ramp * factor).clamp(0, 255).floor(),
-    "invert": lambda ramp, _: (255 - ramp).expand(len(_), 256),
+    "invert": lambda ramp, unused: (255 - ramp).expand(len(unused), 256),
     "posterize": lambda ramp, bits: (ramp / 2 ** (8 - bits)).floor() * 2 ** (8 - bits),
     "solarize": lambda ramp, threshold: torch.where(ramp < 255 * threshold, ramp, 255 - ramp),
     "solarize_add": lambda ramp, added: torch.where(ramp < 128, (ramp + 255 * added).round().clamp(max=255), ramp),
@@ -84,7 +84,7 @@ def plan(choice_B: Tensor, value_B: Tensor, names: tuple[str, ...], shape: torch
         "luma": luma(channels)[None, None],
         "share": [of * (1 - part[:, None, None, None]) for of, part in zip((1, 1, SMOOTH), value[4:7], strict=True)],
         "sigma": 2 * value[7][:, None, None] ** 2,
-        "distance": (torch.arange(max(height, width))[:, None] - torch.arange(max(height, width))).square(),
+        "place": torch.arange(max(height, width)),
         "lines": [column_bW2, row_bH2],
     }
 
@@ -167,7 +167,8 @@ def blend_(image: Tensor, counts: list[int], plan: Parameters) -> None:
         sharp[:, :, 1:-1, 1:-1].lerp_(mean_of_nine(sharp), plan["share"][2])  # Pillow leaves the border
     if len(blurred):
         height, width = image.shape[-2:]
-        weight = (plan["distance"] / -plan["sigma"]).exp_()
+        distance = plan["place"][:, None] - plan["place"]
+        weight = (distance.square() / -plan["sigma"]).exp_()
         rows, columns = (F.normalize(weight[:, :side, :side], p=1.0, dim=2) for side in (height, width))
         blurred.copy_(rows[:, None] @ blurred @ columns[:, None].mT)
 
