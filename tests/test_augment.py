@@ -130,7 +130,7 @@ def test_mixup_is_the_papers_formula():
 
 def test_cutmix_replaces_the_box_and_weighs_labels_by_area():
     image, label = torch.stack([torch.zeros(1, 4, 8), torch.ones(1, 4, 8)]), torch.tensor([3, 7])
-    box = torch.tensor([[2, 6, 1, 3], [0, 0, 0, 0]])  # left, right, top, bottom
+    box = torch.tensor([[2, 1, 6, 3], [0, 0, 0, 0]])  # left, top, right, bottom
     cutmix = prepared(CutMix())
     mixed, soft = cutmix.transform(image, label, cutmix.parameters_of(box, torch.tensor([1, 0]), image.shape))
     expected = torch.zeros(4, 8)

@@ -17,10 +17,10 @@ from imgcls.data.shards import ShardData
 from imgcls.errors import UserError
 from imgcls.images import jpeg
 from imgcls.images.decode import ResizeCrop, decode_bytes
-from imgcls.images.jpeg import decode_jpegs, is_plain
+from imgcls.images.jpeg import decode_jpegs, plain_size
 
 from .conftest import QUIET, ROOT
-from .test_feeding import ready, same_batches
+from .test_feeding import ready, same_batches, same_epochs
 from .test_shards import packed
 
 CPU = torch.device("cpu")
@@ -79,6 +79,10 @@ def files(tmp_path) -> Path:
     return tmp_path / "files"
 
 
+def is_plain(file):
+    return plain_size(file) is not None
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_jpeg_travels_as_it_is(name):
     assert is_plain(PLAIN[name])
@@ -113,12 +117,7 @@ def test_batches_are_those_of_the_other_decoder(files, on_cpu, options):
     near = ready(FolderData(decoder="cuda", **options))
     far = ready(FolderData(**options | {"cache": "none"}))
     assert near.fingerprint == far.fingerprint and not near.caches.made
-    for epoch in (0, 1):
-        loaders = [data.train_dataloader() for data in (near, far)]
-        for loader in loaders:
-            loader.sampler.set_epoch(epoch)
-        same_batches(*loaders)
-    same_batches(near.val_dataloader(), far.val_dataloader())
+    same_epochs(near, far)
     near.setup("test"), far.setup("test")
     same_batches(near.test_dataloader(), far.test_dataloader())
     assert type(near.test_dataloader().dataset) is EncodedBatches

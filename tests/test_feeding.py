@@ -50,12 +50,7 @@ def test_batches_from_device_memory_are_those_from_host_memory(photos, kind, opt
         for data in (near, far):
             monkeypatch.setattr(data, "_rank", lambda rank=rank: (rank, 2))
             data._resume_at = (1, 2)
-        for epoch in (0, 1):
-            loaders = [data.train_dataloader() for data in (near, far)]
-            for loader in loaders:
-                loader.sampler.set_epoch(epoch)
-            same_batches(*loaders)
-        same_batches(near.val_dataloader(), far.val_dataloader())
+        same_epochs(near, far)
     assert near._resident.keys() == {"train", "val"} and not far._resident
     assert near._resident["train"] is near.train_dataloader().dataset  # made once
 
@@ -67,6 +62,16 @@ def same_batches(near, far):
         assert one.keys() == other.keys()
         for name, value in one.items():
             assert torch.equal(value, other[name]) and value.stride() == other[name].stride(), name
+
+
+def same_epochs(near, far):
+    """Two epochs of training batches, and the validation batches."""
+    for epoch in (0, 1):
+        loaders = [data.train_dataloader() for data in (near, far)]
+        for loader in loaders:
+            loader.sampler.set_epoch(epoch)
+        same_batches(*loaders)
+    same_batches(near.val_dataloader(), far.val_dataloader())
 
 
 @pytest.mark.parametrize("version", [0, 1])

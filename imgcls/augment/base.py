@@ -181,6 +181,11 @@ def to_float(image: Tensor) -> Tensor:
     return torch.mul(image, 1 / 255, out=torch.empty(image.shape, device=image.device))
 
 
+def to_bytes(image: Tensor) -> Tensor:
+    """Images (B, C, H, W) of float32 in [0, 1] as the nearest uint8."""
+    return image if image.dtype == torch.uint8 else (image * 255).round_().byte()
+
+
 def soft(label: Tensor, num_classes: int) -> Tensor:
     """Label as probabilities (B, K) float32; one-hot for a label (B,)."""
     if label.ndim == 2:
@@ -189,10 +194,10 @@ def soft(label: Tensor, num_classes: int) -> Tensor:
 
 
 def spans(box_B4: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Which columns (B, W) and rows (B, H) of images of that shape lie in boxes: left, right, top and bottom of each.
+    """Which columns (B, W) and rows (B, H) of images of that shape lie in boxes: left, top, right and bottom of each.
 
     Right and bottom are the first that lie outside.
     """
-    left, right, top, bottom = (edge[:, None] for edge in box_B4.unbind(1))
+    left, top, right, bottom = (edge[:, None] for edge in box_B4.unbind(1))
     column_W, row_H = torch.arange(shape[-1]), torch.arange(shape[-2])
     return (left <= column_W) & (column_W < right), (top <= row_H) & (row_H < bottom)

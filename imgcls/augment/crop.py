@@ -142,9 +142,9 @@ class RandomResizedCrop(LoadingCrop):
         self.generator = ResizedCropGenerator((size, size), torch.tensor(self.scale), torch.tensor(self.ratio))
 
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:
-        """The box of each image (B, 4): left, right, top and bottom; right and bottom are the first outside."""
+        """The box of each image (B, 4): left, top, right and bottom; the last two are the first outside."""
         corner_B42 = self.generator(shape)["src"].long()
-        box_B4 = torch.cat([corner_B42[:, [0, 2], 0], corner_B42[:, [0, 2], 1]], 1) + torch.tensor([0, 1, 0, 1])
+        box_B4 = torch.cat([corner_B42[:, 0], corner_B42[:, 2] + 1], 1)
         return {"box": box_B4}, torch.Size((*shape[:2], self.size, self.size))
 
     def transform(self, image: Tensor, label: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
@@ -156,14 +156,14 @@ class RandomResizedCrop(LoadingCrop):
         order = torch.channels_last if image.dtype == torch.uint8 else torch.contiguous_format
         image, size = image.contiguous(memory_format=order), (self.size, self.size)
         result = torch.empty((*image.shape[:2], *size), dtype=image.dtype, memory_format=order)
-        for number, (left, right, top, bottom) in enumerate(parameters["box"].tolist()):
+        for number, (left, top, right, bottom) in enumerate(parameters["box"].tolist()):
             view = image[number : number + 1, :, top:bottom, left:right]
             result[number] = F.interpolate(view, size=size, mode="bilinear", antialias=True, align_corners=False)[0]
         return result, label
 
     def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:
         """Centres of the result's columns and rows, and those of the image's pixels, in units of the filter's reach."""
-        first_B2, past_B2 = parameters["box"][:, 0::2], parameters["box"][:, 1::2]
+        first_B2, past_B2 = parameters["box"].split(2, 1)
         pixel_L = torch.arange(max(shape[-2:]))
         outside_B2L = (pixel_L < first_B2[:, :, None]) | (pixel_L >= past_B2[:, :, None])
         scale_B21 = (past_B2 - first_B2)[:, :, None] / self.size

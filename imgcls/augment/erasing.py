@@ -45,11 +45,11 @@ class RandomErasing(ByImage):
         params = self.kornia.forward_parameters(shape)
         chosen_B = params["batch_prob"].reshape(-1) > 0.5
         x_B, y_B, width_B, height_B = (params[k].long() * chosen_B for k in ("xs", "ys", "widths", "heights"))
-        return {"box": torch.stack([x_B, x_B + width_B, y_B, y_B + height_B], 1)}, shape
+        return {"box": torch.stack([x_B, y_B, x_B + width_B, y_B + height_B], 1)}, shape
 
     def change(self, image: Tensor, parameters: Parameters) -> Tensor:  # noqa: D102
         value, std = _by_channel(self.value, len(image[0])), _by_channel(self.std, len(image[0]))
-        for number, (left, right, top, bottom) in enumerate(parameters["box"].tolist()):
+        for number, (left, top, right, bottom) in enumerate(parameters["box"].tolist()):
             if right > left:
                 box = image[number, :, top:bottom, left:right]
                 box.copy_(value + std * torch.randn_like(box) if any(self.std) else value)
@@ -63,7 +63,7 @@ class RandomErasing(ByImage):
     def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
         value = plan["value"]
         if any(self.std):
-            value = torch.randn_like(image).mul_(plan["std"]).add_(value)
+            value = torch.addcmul(value, torch.randn_like(image), plan["std"])
         return torch.where(plan["row"] & plan["column"], value, image), label
 
 

@@ -83,10 +83,10 @@ class CutMix(Mixing):
             half, centre = side * (1 - lam).sqrt() / 2, torch.rand(len(lam)) * side
             edges += [(centre + sign * half).round().clamp(0, side).expand(shape[0]) for sign in (-1, 1)]
         top, bottom, left, right = edges
-        return self.parameters_of(torch.stack([left, right, top, bottom], 1), partner, shape), shape
+        return self.parameters_of(torch.stack([left, top, right, bottom], 1), partner, shape), shape
 
     def parameters_of(self, box_B4: Tensor, partner: Tensor, shape: torch.Size) -> Parameters:
-        """Boxes are left, right, top and bottom, (B, 4); right and bottom are the first outside."""
+        """Boxes are left, top, right and bottom, (B, 4); the last two are the first outside."""
         column_BW, row_BH = (inside.float() for inside in spans(box_B4, shape))
         share_B = row_BH.mean(1) * column_BW.mean(1)
         return {"partner": partner, "row": row_BH, "column": column_BW, "share": share_B}

@@ -13,7 +13,7 @@ from imgcls.augment.base import Augmentation
 from imgcls.augment.color import ColorJitter
 from imgcls.augment.crop import RandomCrop, RandomHorizontalFlip, RandomResizedCrop
 from imgcls.augment.erasing import RandomErasing
-from imgcls.augment.mixing import CutMix, MixUp
+from imgcls.augment.mixing import CutMix, EitherMixing, MixUp
 from imgcls.augment.pipeline import Kornia, Pipeline
 from imgcls.augment.policy import AugMix, AutoAugment, RandAugment, TorchvisionRandAugment, TrivialAugmentWide
 from imgcls.augment.warp import AFFINE, FLIPS, Warp
@@ -58,9 +58,9 @@ def _operations(augment: Augmentation | None, counterparts: Counterparts) -> tup
     if not isinstance(augment, Pipeline):
         return None, []
     steps = list(augment.operations)
-    parts = [o for last in steps[-1:] for o in last.modules() if isinstance(o, Augmentation)]
-    mixing = parts[1:] or parts  # one of several, or the only one
-    mixing = mixing if all(isinstance(o, MixUp | CutMix) for o in mixing) else []
+    last = steps[-1] if steps else None
+    mixing: list[Any] = list(last.operations) if isinstance(last, EitherMixing) else [last]
+    mixing = mixing if all(isinstance(one, MixUp | CutMix) for one in mixing) else []
     steps = steps[:-1] if mixing else steps
     given = [o for step in steps for o in (step.operations if isinstance(step, Warp) else [step])]  # type: ignore[union-attr]
     if not all(type(operation) in counterparts for operation in given):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from imgcls.augment.base import Parameters, Sampled, to_float
+from imgcls.augment.base import Parameters, Sampled, to_bytes, to_float
 from imgcls.augment.operations import BLENDS, GEOMETRIC, KINDS, TABLES, carry_out, plan
 
 
@@ -43,7 +43,7 @@ class Policy(Sampled):
         return {"layers": layers, "back": place}
 
     def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
-        result = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
+        result = to_bytes(image)
         for layer in plan["layers"]:
             result = carry_out(result, layer)
         result = result.index_select(0, plan["back"])
@@ -268,8 +268,7 @@ class AugMix(SharesPolicy):
 
     def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) uint8, or float32 in [0, 1]; float32 in [0, 1]."""
-        whole = image if image.dtype == torch.uint8 else (image * 255).round_().byte()
-        changed, _ = super().transform_on_device(whole, label, plan)
+        changed, _ = super().transform_on_device(to_bytes(image), label, plan)
         return (changed.unflatten(0, plan["share"].shape[:2]) * plan["share"]).sum(0), label
 
     def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102

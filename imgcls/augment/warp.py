@@ -17,18 +17,6 @@ MIRROR: dict[type, tuple[float, float]] = {K.RandomHorizontalFlip: (-1.0, 1.0), 
 AFFINE = (K.RandomAffine, K.RandomRotation, K.RandomShear, K.RandomTranslate)
 
 
-def warp(image: Tensor, source_B23: Tensor) -> Tensor:
-    """Sample each image where its matrix says; what lies outside of it is black.
-
-    Args:
-        image: (B, C, H, W) float32.
-        source_B23: From pixel (x, y, 1) of the result, of the same size, to pixel of the image, pixel centres on
-            integers; float64.
-    """
-    size = (image.shape[-2], image.shape[-1])
-    return interpolate(image, *grid_lines(source_B23, size, size))
-
-
 def grid_lines(source_B23: Tensor, size: tuple[int, int], out_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where `interpolate` samples, from -1 to 1 between the centres of the outermost pixels, as sums of two lines.
 
@@ -50,9 +38,9 @@ def grid_lines(source_B23: Tensor, size: tuple[int, int], out_size: tuple[int, i
 
 
 def interpolate(image: Tensor, column_BW2: Tensor, row_BH2: Tensor) -> Tensor:
-    """Bilinear samples (B, C, H, W) of images (B, C, any, any) float32 where `grid_lines` says."""
+    """Bilinear samples (B, C, H, W) of images (B, C, any, any) float32 where `grid_lines` says; outside is black."""
     # (x, y) as one complex number: F.affine_grid says the same by a matrix product, thirty times as slow on a CPU
-    column_BW, row_BH = (torch.view_as_complex(line.to(image.device)) for line in (column_BW2, row_BH2))
+    column_BW, row_BH = (torch.view_as_complex(line) for line in (column_BW2, row_BH2))
     grid = torch.view_as_real(column_BW[:, None, :] + row_BH[:, :, None]).to(image.dtype)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 

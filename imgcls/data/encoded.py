@@ -9,8 +9,8 @@ from torch import Tensor
 
 from imgcls.data.batches import BatchDataset
 from imgcls.errors import one_line
-from imgcls.images.decode import Box, BoxOf, frame_bytes, opened, reading, stack
-from imgcls.images.jpeg import decode_jpegs, is_plain
+from imgcls.images.decode import Box, BoxOf, frame_bytes, reading, stack
+from imgcls.images.jpeg import decode_jpegs, plain_size
 from imgcls.images.sources import Batch
 
 log = logging.getLogger(__name__)
@@ -39,11 +39,10 @@ class EncodedBatches(BatchDataset):
         """The bytes (L,) of a plain JPEG file and the box that is drawn of it, else the image (C, H, W)."""
         with reading(self.source.describe, number):
             content = self.source.encoded(number)
-            if not is_plain(content):
+            size = plain_size(content)
+            if size is None:
                 return frame_bytes(content, self.resize_crop, box_of), None
-            with opened(content) as image:
-                box = box_of(*image.size) if box_of else None
-            return torch.frombuffer(bytearray(content), dtype=torch.uint8), box
+            return torch.frombuffer(bytearray(content), dtype=torch.uint8), box_of(*size) if box_of else None
 
     def to_device(self, batch: Batch) -> Batch:  # noqa: D102
         files, size, number = batch.pop("files"), batch.pop("size"), batch["index"]

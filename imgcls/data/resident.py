@@ -76,8 +76,7 @@ class ResidentBatches(BatchDataset):
         batch = {"position": torch.tensor(positions) % len(self.index)}
         if boxes is not None:
             shape = torch.Size((len(boxes), *self.held["image"].shape[1:]))
-            left_B, top_B, right_B, bottom_B = torch.tensor([box(shape[3], shape[2]) for box in boxes]).unbind(1)
-            box_B4 = torch.stack([left_B, right_B, top_B, bottom_B], 1)
+            box_B4 = torch.tensor([box_of(shape[3], shape[2]) for box_of in boxes])
             batch |= self.crop.plan({"box": box_B4}, shape)  # type: ignore[union-attr]
         return batch
 

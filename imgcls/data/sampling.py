@@ -126,37 +126,36 @@ class TrainBatches(SequentialSampler):
         start = done if epoch == self.epoch else 0
         skip, left = start * self.batch_size, len(self) - start
         ready = np.empty(0, np.int64)
+        draw = self.size * drawn(self.epoch) if self.draws else 0
         for piece in self._order():
             ready, skip = np.append(ready, piece[skip:]), max(0, skip - len(piece))
             count = min(len(ready) // self.batch_size, left)
             for batch in range(count):
-                yield ready[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+                yield (draw + ready[batch * self.batch_size : (batch + 1) * self.batch_size]).tolist()
             ready, left = ready[count * self.batch_size :], left - count
 
     def _order(self) -> Iterator[np.ndarray]:
         """Positions of this process in the epoch's order, in pieces."""
         rng = np.random.default_rng((self.seed, 0 if self.fixed else self.epoch))
         if self.blocks is not None:
-            for piece in mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng):
-                yield piece + self.size * drawn(self.epoch) if self.draws else piece
+            yield from mixed_blocks(self.size, self.blocks, self.rank, self.world_size, rng)
             return
         if self.probability is None:
             order = rng.permutation(self.size)
         else:
             order = rng.choice(self.size, self.size, p=self.probability)
         order = order.repeat(self.repeats)[: self.size]
-        yield (self._numbered(order) if self.draws else order)[self.rank :: self.world_size]
+        if self.draws and (self.repeats > 1 or self.probability is not None):
+            order = order + self.size * _times_before(order)
+        yield order[self.rank :: self.world_size]
 
-    def _numbered(self, order: np.ndarray) -> np.ndarray:
-        """Positions of an epoch (N,) with the number of their draw, by which an image's crops differ."""
-        if self.probability is None and self.repeats == 1:
-            return order + self.size * drawn(self.epoch)
-        first = np.argsort(order, kind="stable")
-        sorted_order = order[first]
-        begins = np.searchsorted(sorted_order, sorted_order)
-        before = np.empty_like(order)
-        before[first] = np.arange(len(order)) - begins  # how often it came before in this epoch
-        return order + self.size * (drawn(self.epoch) + before)
+
+def _times_before(order: np.ndarray) -> np.ndarray:
+    """How often each number of an order (N,) came before in it, (N,) int64."""
+    place = np.argsort(order, kind="stable")
+    together, before = order[place], np.empty_like(order)
+    before[place] = np.arange(len(order)) - np.searchsorted(together, together)
+    return before
 
 
 class EvalBatches(SequentialSampler):

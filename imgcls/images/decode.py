@@ -272,10 +272,9 @@ def decode(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | 
     image = to_channels(eight_bits(image, resize_crop.value_range), resize_crop.channels)
     width, height = size or image.size
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
-        size = _resized(width, height, resize_crop)
+        size, (left, top) = _resized(width, height, resize_crop)
         if size != image.size:
             image = image.resize(size, _resampling(resize_crop))
-        left, top = (round((side - resize_crop.crop) / 2) for side in image.size)
         image = image.crop((left, top, left + resize_crop.crop, top + resize_crop.crop))
     return as_tensor(image)
 
@@ -296,9 +295,8 @@ def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
     if image.shape[1] != channels:
         image = tv.rgb_to_grayscale(image) if channels == 1 else image.expand(-1, channels, -1, -1)
     if resize_crop.crop and image.shape[-2:] != (resize_crop.crop, resize_crop.crop):
-        width, height = _resized(image.shape[-1], image.shape[-2], resize_crop)
+        (width, height), (left, top) = _resized(image.shape[-1], image.shape[-2], resize_crop)
         image = tv.resize(image, [height, width], tv.InterpolationMode(resize_crop.interpolation), antialias=True)
-        top, left = (round((side - resize_crop.crop) / 2) for side in (height, width))
         image = image[:, :, top : top + resize_crop.crop, left : left + resize_crop.crop]
     return image
 
@@ -319,11 +317,11 @@ def stack(images: Iterable[Tensor], count: int) -> Tensor:
     return batch.permute(0, 3, 1, 2)
 
 
-def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[int, int]:
-    """Rounded down, and the crop's place to even numbers, as torchvision does it: weights were tested so."""
-    shorter = min(width, height)
-    across, down = (max(resize_crop.crop, int(resize_crop.resize * side / shorter)) for side in (width, height))
-    return across, down
+def _resized(width: int, height: int, resize_crop: ResizeCrop) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of a resized image, rounded down, and corner of its central crop, rounded to even, as torchvision's."""
+    shorter, kept = min(width, height), resize_crop.crop
+    across, down = (max(kept, int(resize_crop.resize * side / shorter)) for side in (width, height))
+    return (across, down), (round((across - kept) / 2), round((down - kept) / 2))
 
 
 def to_channels(image: Image.Image, channels: int) -> Image.Image:

@@ -14,17 +14,17 @@ from imgcls.images.decode import Box, ResizeCrop, crop_resize, opened, resize_cr
 DEVICES = ("cuda",)
 
 
-def is_plain(content: bytes) -> bool:
-    """Whether any decoder reads a file alike: a JPEG that is not cut, upright, of 8 bits, gray or YCbCr."""
+def plain_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a file that any decoder reads alike: a JPEG, not cut, upright, of 8 bits, gray or YCbCr."""
     if not (content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")):
-        return False
+        return None
     with opened(content) as image:
         if image.format != "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            return False
+            return None
         # each component's number (R, G, B where they are not YCbCr), and how often it is sampled across and down
         first, *others = (layer[:3] for layer in image.layer)  # type: ignore[attr-defined]
         ycbcr = first[0] == 1 and others == [(2, 1, 1), (3, 1, 1)] and image.info.get("adobe_transform", 1) == 1
-        return image.mode == "L" or ycbcr
+        return image.size if image.mode == "L" or ycbcr else None
 
 
 def decode_jpegs(

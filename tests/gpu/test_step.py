@@ -9,14 +9,12 @@ from lightning import Callback
 
 from imgcls.augment.mixing import MixUp
 from imgcls.data.sample import SampleData
-from imgcls.finetune.gradual import Gradual
-from imgcls.finetune.l2_sp import L2SP
-from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.training.ema import EMA
 from imgcls.training.nonfinite import NonFinite
 
 from ..test_classifier import classifier
 from ..test_classifier import fit as fit_on_cpu
+from ..test_step import MODELS as ON_META
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -48,16 +46,7 @@ def fit(model, *callbacks, augment=None, **options):
     assert watch.steps == 10
 
 
-MODELS = {
-    "plain": {},
-    "label smoothing": {"loss": CrossEntropy(0.1)},
-    "binary": {"loss": BinaryCrossEntropy(0.1, target_threshold=0.2)},
-    "focal": {"loss": Focal(label_smoothing=0.1)},
-    "class weights": {"class_weights": "balanced"},
-    "L2-SP": {"finetune": L2SP()},
-    "gradual": {"finetune": Gradual()},
-    "SGD": {"optimizer": lambda groups: torch.optim.SGD(groups, momentum=0.9)},
-}
+MODELS = ON_META | {"SGD": {"optimizer": lambda groups: torch.optim.SGD(groups, momentum=0.9)}}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
