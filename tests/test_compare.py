@@ -227,10 +227,10 @@ def test_the_command_says_which_is_better(runs, imgcls):
 def test_equal_groups_and_single_seeds_are_honest(runs, imgcls):
     code, out, _ = imgcls("compare", runs / "full/0", runs / "probe/1")
     assert code == 0 and "two trained models" in out and "one seed only" in out
-    shutil.copytree(runs / "full", runs / "copy")
+    shutil.copytree(runs / "probe", runs / "copy")
     for path in (runs / "copy").rglob("config.yaml"):
         path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
-    code, out, _ = imgcls("compare", runs / "full", runs / "copy")
+    code, out, _ = imgcls("compare", runs / "probe", runs / "copy")
     assert code == 0 and "cannot tell" in out and "better" not in out and "worse" not in out
     assert "found four times in five; no number of seeds or test images alone would tell" in out  # both are the same
 

@@ -37,9 +37,9 @@ class Outlook:
 
 
 def outlook(comparison: Comparison) -> Outlook | None:
-    """What would tell; None where seeds are no part of the comparison."""
+    """What would tell; None where seeds are no part of the comparison, or nothing varied."""
     design, difference = comparison.design, abs(comparison.difference.value)
-    if design is None:
+    if design is None or comparison.difference.low == comparison.difference.high:
         return None
     by_seeds = _least(lambda k: detectable(design, runs=k) <= difference)
     by_images = _least(lambda k: detectable(design, images=k) <= difference) if design.images else None
