@@ -36,13 +36,13 @@ def main(words: list[str]) -> int:
         from imgcls.pages.compare_page import write_page
 
         base = next(group for group in groups if group.name == result["baseline"])
-        write_page(options.out, result, groups, _pictures(base.runs[0].folder.path, tested_on(options.metric)))
+        write_page(options.out, result, groups, pictures(base.runs[0].folder.path, tested_on(options.metric)))
         print(f"page: {options.out}")
     return 0
 
 
-def _pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image | None] | None:
-    """Images that a run was tested on by number and name; None, with a word, where they cannot be opened any more."""
+def pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image | None] | None:
+    """What opens the images that a run was tested on, by number and name; None, with a word, where nothing can."""
     from imgcls.runs.load import load_data, load_evaluated
 
     try:
