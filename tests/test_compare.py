@@ -224,6 +224,17 @@ def test_the_command_says_which_is_better(runs, imgcls):
     assert result["baseline"] == "model.finetune=Probe"
 
 
+def test_wandb_is_given_the_table_with_intervals_and_verdicts(runs, imgcls):
+    code, out, err = imgcls("compare", runs, "--baseline", "Probe", "--wandb", "ours")
+    assert code == 0 and "W&B: " in out, err
+    (path,) = Path("wandb").glob("offline-run-*/files/media/table/*.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    found = {row["verdict"]: row for row in rows}
+    assert set(found) == {"baseline", "better"} and found["baseline"]["difference"] is None
+    assert 0 < found["better"]["difference_low"] < found["better"]["difference"] and found["better"]["seeds"] == 3
+
+
 def test_equal_groups_and_single_seeds_are_honest(runs, imgcls):
     code, out, _ = imgcls("compare", runs / "full/0", runs / "probe/1")
     assert code == 0 and "two trained models" in out and "one seed only" in out
