@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from PIL import Image
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
@@ -62,11 +63,13 @@ def stretched(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
 
 
 def equalized(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
-    channel_CN = torch.from_numpy(image).flatten(1)  # noqa: N806
-    count_C256 = np.stack([channel_N.bincount(minlength=256).numpy() for channel_N in channel_CN])  # noqa: N806
+    channels = [Image.fromarray(channel) for channel in image]
+    # neighbours are often alike, and a processor waits for a sum before it adds to it again: channels take turns
+    picture = Image.merge("RGB", channels) if len(channels) == 3 else channels[0]
+    count_C256 = np.array(picture.histogram()).reshape(-1, 256)  # noqa: N806
     below_C256 = count_C256.cumsum(1) - count_C256  # noqa: N806
     # all pixels but those of the largest value, in 255 steps
-    step_C1 = (below_C256 % channel_CN.shape[1]).max(1, keepdims=True) // 255  # noqa: N806
+    step_C1 = (below_C256 % image[0].size).max(1, keepdims=True) // 255  # noqa: N806
     return look_up(image, np.where(step_C1 > 0, below_C256 / np.maximum(step_C1, 1) + 0.5, RAMP_256))
 
 
@@ -84,19 +87,19 @@ def numbers(image: np.ndarray) -> Tensor:
 
 def whole(values: Tensor) -> np.ndarray:
     """Cut to uint8."""
-    return values.clamp_(0, 255.5).numpy().astype(np.uint8)  # a seventh of the time of torch's
+    return values.numpy().astype(np.uint8)  # a seventh of the time of torch's
 
 
 def colored(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
     values = numbers(image)
     gray_1HW = (plan["luma"][0] @ values.flatten(1)).view_as(values[:1])  # noqa: N806
-    return whole(values.lerp_(gray_1HW, plan["share"][1][number]))
+    return whole(values.lerp_(gray_1HW, plan["share"][1][number]).clamp_(0, 255.5))
 
 
 def sharpened(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
     values = numbers(image)
     values[:, 1:-1, 1:-1].lerp_(mean_of_nine(values[None])[0], plan["share"][2][number])
-    return whole(values)
+    return whole(values.clamp_(0, 255.5))
 
 
 def blurred(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
@@ -129,7 +132,7 @@ def slid(image: np.ndarray, slope: float, shift: float) -> np.ndarray:
     wide[..., reach:-reach] = image
     values = numbers(sliding_window_view(wide, width + 1, axis=2)[:, np.arange(height), first_H + reach])
     weight_H1 = torch.from_numpy(start_H - first_H).float()[:, None]  # noqa: N806
-    return torch.lerp(values[..., :-1], values[..., 1:], weight_H1).numpy().astype(np.uint8)
+    return whole(torch.lerp(values[..., :-1], values[..., 1:], weight_H1))
 
 
 Change = Callable[[np.ndarray, Parameters, int], np.ndarray]
