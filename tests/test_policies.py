@@ -78,11 +78,11 @@ def test_equalize_leaves_an_even_image(way):
 def test_an_operation_on_large_images_is_that_on_small_ones(name, channels, layout):
     image = torch.cat([PHOTOS, PHOTOS[:1] // 9])[:, :channels, :, :50].contiguous(memory_format=layout)
     shares = name.startswith(("shear", "translate", "solarize"))
-    values = (0.0, 0.31, -0.213, 1.47, -2.0) if shares else (5.0,) if name == "posterize" else (0.1, 1.0, 1.9, 27.0)
+    values = (0.0, 0.3117, -0.2113, 1.4771, -2.0) if shares else (0.1, 1.0, 1.9, 5.0)
     for value in values:
         here, there = one_by_one(image, name, value), carried_out(image, name, value)
         difference = (here.int() - there.int()).abs()
-        # a number may lie between two levels, as far as 32 bits tell
+        # a number may lie between two levels as far as 32 bits tell, which is rare for these fractions of a pixel
         assert difference.max() <= 1 and difference.float().mean() < 0.03, value
         assert name in GEOMETRIC or torch.equal(here, there)
 
