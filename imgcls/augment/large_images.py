@@ -7,7 +7,6 @@ Shapes: C channels, H×W pixels, N of them.
 """
 
 from bisect import bisect
-from collections.abc import Callable
 from itertools import accumulate
 
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from imgcls.augment.base import Parameters
-from imgcls.augment.operations import KINDS, blur, mean_of_nine
+from imgcls.augment.operations import blur, mean_of_nine
 from imgcls.augment.warp import interpolate
 
 LARGE = 1 << 15  # values of an image, about where the cache begins to count for more than the number of calls
@@ -48,7 +47,7 @@ def carry_out_each(image: Tensor, layers: list[Parameters], back: Tensor) -> Ten
         changed = images[source]
         for layer, end, place in zip(layers, ends, way, strict=True):
             if kind := bisect(end, place):
-                changed = CHANGES[kind](changed, layer, place - end[kind - 1])
+                changed = CHANGES[kind - 1](changed, layer, place - end[kind - 1])
         result[number] = changed
     return torch.from_numpy(result)
 
@@ -87,7 +86,7 @@ def equalized(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
 
 def contrasted(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
     """Towards, or away from, the mean of the gray image: a table too."""
-    sum_C = torch.from_numpy(image).flatten(1).sum(1, dtype=torch.int32).numpy()
+    sum_C = torch.from_numpy(image).flatten(1).sum(1).numpy()
     gray_1 = plan["luma"][0].numpy() @ sum_C / image[0].size
     share = plan["share"][0][number].item()
     return look_up(image, ((1 - share) * RAMP_256 + (share * gray_1 + 0.5))[None])
@@ -152,15 +151,5 @@ def slid(image: np.ndarray, slope: float, shift: float) -> np.ndarray:
     return whole(torch.lerp(values[..., :-1], values[..., 1:], weight_H1))
 
 
-Change = Callable[[np.ndarray, Parameters, int], np.ndarray]
-CHANGE_OF: dict[str, Change] = {
-    "table": given,
-    "autocontrast": stretched,
-    "equalize": equalized,
-    "contrast": contrasted,
-    "color": colored,
-    "sharpness": sharpened,
-    "blur": blurred,
-    "geometry": moved,
-}
-CHANGES = [CHANGE_OF.get(kind, lambda image, plan, number: image) for kind in KINDS]
+# by number in KINDS, of which the first is no change
+CHANGES = (given, stretched, equalized, contrasted, colored, sharpened, blurred, moved)
