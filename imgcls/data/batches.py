@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imgcls.augment.base import LoadingCrop
 from imgcls.data.prefetch import ahead, side_stream
 from imgcls.errors import UserError
-from imgcls.images.decode import Box, BoxOf, BrokenImage, ResizeCrop, stack
+from imgcls.images.boxes import Box, BoxOf
+from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 from imgcls.system.resources import cores
 
