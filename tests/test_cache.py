@@ -175,7 +175,7 @@ def test_a_box_of_what_is_kept_is_never_empty_and_lies_inside():
 
 def of_crops(root, **options):
     augment = Pipeline([RandomResizedCrop(scale=(0.25, 1.0))])
-    return FolderData(root=str(root), image_size=6, batch_size=8, augment=augment, **options)  # 16 × 16: above 2.25 · 6
+    return FolderData(root=str(root), image_size=6, batch_size=8, augment=augment, **options)
 
 
 def epochs(data):
@@ -217,3 +217,33 @@ def test_a_broken_image_is_named_by_the_check_and_left_out_of_the_crops(photos, 
         of_crops(root).setup("fit")
     data = of_crops(root, on_error="skip")
     assert len(epochs(data)) > 0 and [row.name for row in data.skipped] == ["red fox/03.png"]
+
+
+def test_crops_from_device_memory_have_the_boxes_of_those_from_host_memory(sizes, tmp_path):
+    for size, name in zip(SIZES, sizes.names, strict=True):
+        for part in ("train/a", "train/b", "val/a", "val/b"):
+            (tmp_path / "own" / part).mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / name, tmp_path / "own" / part / f"{size}{name}")
+    options: dict = {"augment": Pipeline([RandomResizedCrop()]), "image_size": 16, "batch_size": 4, "num_workers": 0}
+    near, far = (FolderData(root=str(tmp_path / "own"), cache=where, **options) for where in ("device", "memory"))
+    near.device = torch.device("cpu")
+    one, other = epochs(near).int(), epochs(far).int()
+    difference = (one - other).abs().float()  # products of matrices there, fixed-point steps here
+    assert "train" in near._resident and difference.max() <= 2 and difference.mean() < 0.5
+    refused = FolderData(root=str(tmp_path / "own"), cache="device", decoder="cuda", **options)
+    refused.device = torch.device("cpu")
+    refused.setup_training_parts()
+    refused.augment.configure(16, 2)
+    with pytest.raises(UserError, match="take --data.decoder=cpu, or --data.cache=memory"):
+        refused.train_dataloader()
+
+
+def test_features_take_the_place_of_random_crops_in_device_memory(photos):
+    data = of_crops(photos, cache="device", num_workers=0)
+    data.device = torch.device("cpu")
+    data.setup("fit")
+    feature = torch.arange(len(data.parts["train"][1]) * 6.0).view(-1, 2, 3)
+    data.use_features("train", feature)
+    batch = next(iter(data.train_dataloader()))
+    place = {int(number): row for row, number in enumerate(data.parts["train"][1])}
+    assert torch.equal(batch["image"], feature[[place[int(number)] for number in batch["index"]]])

@@ -76,7 +76,8 @@ class ImageDataModule(DeviceBatches, ABC):
         cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
             on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
             validation images in the memory of each process's device, as uint8, so that batches are picked there.
-            Random crops are taken from whole files, which are decoded in each epoch.
+            Random crops are bilinear there. Except with `none`, they are of whole images of which a side above 2.25
+            times the train_size is shrunk to that, kept or not: 500×375 pixels stay whole at 224.
         decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
             nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
             little from those of `cpu`. It was not run on a GPU yet.
@@ -313,7 +314,8 @@ class ImageDataModule(DeviceBatches, ABC):
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         cached = self.caches.cached(source, index, frame)
-        dataset = kind(cached, index, frame, go_on, self.goes_to, self._crop, self.seed)
+        crop = None if isinstance(source, FeatureSource) else self._crop
+        dataset = kind(cached, index, frame, go_on, self.goes_to, crop, self.seed)
         again = part != "test" and frame == own  # what is looked at once is not worth the memory
         if self.cache == "device" and self.goes_to and again:
             if part not in self._resident or not self._resident[part].holds(dataset):
