@@ -10,7 +10,7 @@ from imgcls.augment.crop import RandomResizedCrop
 from imgcls.augment.pipeline import Pipeline
 from imgcls.data.folder import FolderData
 from imgcls.errors import UserError
-from imgcls.images import cache
+from imgcls.images import cache, checking
 from imgcls.images.boxes import scaled
 from imgcls.images.cache import CachedSource
 from imgcls.images.decode import ResizeCrop, decode, decode_file
@@ -190,6 +190,7 @@ def epochs(data):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_check_decodes_for_all_epochs_and_what_has_no_room_gives_the_same(photos, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(checking, "FEW", 0)
     root, away = tmp_path / "own", tmp_path / "away"
     shutil.copytree(photos, root)
     kept, on_disk = (of_crops(root, num_workers=workers, cache=where) for where in ("memory", str(tmp_path / "images")))
@@ -247,3 +248,12 @@ def test_features_take_the_place_of_random_crops_in_device_memory(photos):
     batch = next(iter(data.train_dataloader()))
     place = {int(number): row for row, number in enumerate(data.parts["train"][1])}
     assert torch.equal(batch["image"], feature[[place[int(number)] for number in batch["index"]]])
+
+
+def test_features_are_read_on_every_core_and_training_images_on_the_spare_ones(photos, monkeypatch):
+    monkeypatch.setattr("imgcls.data.batches.cores", lambda: 2)
+    data = of_crops(photos)
+    data.setup("fit")
+    assert (data.ordered_batches("train").num_workers, data.train_dataloader().num_workers) == (2, 1)
+    data.num_workers = 1
+    assert data.ordered_batches("train").num_workers == 1

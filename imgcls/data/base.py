@@ -73,11 +73,10 @@ class ImageDataModule(DeviceBatches, ABC):
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
-        cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
-            on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
-            validation images in the memory of each process's device, as uint8, so that batches are picked there.
-            Random crops are bilinear there. Except with `none`, they are of whole images of which a side above 2.25
-            times the train_size is shrunk to that, kept or not: 500×375 pixels stay whole at 224.
+        cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder all on disk,
+            for all processes and later runs; `none` decodes in each epoch. `device` keeps training and validation
+            images in each process's device, as uint8; random crops are bilinear there. But for `none` they are of whole
+            images with sides shrunk to 2.25 times the train_size, kept or not: 500×375 stays as it is at 224.
         decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
             nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
             little from those of `cpu`. It was not run on a GPU yet.
@@ -310,7 +309,7 @@ class ImageDataModule(DeviceBatches, ABC):
 
     def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
         (source, index), own = self.parts[part], self.resize_crop(part)
-        frame = frame or own
+        every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         cached = self.caches.cached(source, index, frame)
@@ -322,7 +321,7 @@ class ImageDataModule(DeviceBatches, ABC):
                 self._resident.pop(part, None)  # before its successor takes memory
                 self._resident[part] = ResidentBatches(dataset, self.num_workers)
             dataset = self._resident[part]
-        return loader(dataset, batches, self.num_workers)
+        return loader(dataset, batches, self.num_workers, every_core)
 
     @property
     def _crop(self) -> LoadingCrop | None:
