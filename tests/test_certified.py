@@ -62,6 +62,7 @@ def test_a_table_says_where_they_differ(certified):
     assert table([row(0.03), row(0.04)]).count("no difference beyond chance") == 2  # alone, each would be one
 
 
+@pytest.mark.slow
 def test_both_sides_are_tested_on_the_same_images(certified, monkeypatch):
     from certify import MARK, main
     from plain_loop import Task

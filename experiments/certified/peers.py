@@ -98,7 +98,7 @@ class ShortTrivialAugment(v2.TrivialAugmentWide):
 
 
 def posterize_to_black(image: Image, bits: int, **options: Any) -> Image:
-    """As Pillow did it for timm, which asks for 0 bits at full strength, before it refused that."""
+    """As Pillow did it for timm, which asks for 0 bits at full strength, before 13 refused it."""
     return posterize(image, bits, **options) if bits else image.point([0] * 256 * len(image.getbands()))
 
 
