@@ -26,11 +26,14 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--metric", default="test/acc", help="a key of metrics.json, or NAME/acc of evaluations/NAME; default: test/acc"
     )
+    parser.add_argument(
+        "--over", default="", help="settings that tell splits of the images apart, such as data.fold,data.split_seed"
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--out", type=Path, help="file for a page (.html)")
     parser.add_argument("--wandb", metavar="PROJECT", help="log the table of groups to W&B, offline without an account")
     options = parser.parse_args(words)
-    groups = group_runs(find_runs(options.folders))
+    groups = group_runs(find_runs(options.folders), list(filter(None, options.over.split(","))))
     result = compare(groups, options.metric, options.baseline)
     print_comparison(result)
     if options.json:
@@ -52,7 +55,7 @@ def log_to_wandb(result: dict[str, Any], project: str) -> None:
 
     from imgcls.training.loggers import wandb_unusable
 
-    columns = ["group", "seeds", "mean", "mean_low", "mean_high"]
+    columns: list[str | int] = ["group", "seeds", "mean", "mean_low", "mean_high"]
     columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
     rows = []
     for row in result["groups"]:
@@ -62,7 +65,7 @@ def log_to_wandb(result: dict[str, Any], project: str) -> None:
         rows.append(
             [row["name"], len(row["scores"]), *(None if f is None or math.isnan(f) else f for f in figures), *about]
         )
-    mode = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
+    mode: Any = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
     chosen = {"metric": result["metric"], "baseline": result["baseline"], "notes": result["notes"]}
     with wandb.init(
         project=project, name=f"by {result['metric']}", job_type="comparison", mode=mode, config=chosen
