@@ -13,7 +13,7 @@ from imgcls.errors import UserError
 from imgcls.science.comparison import compare
 from imgcls.science.groups import Group
 from imgcls.science.power_law import PowerLaw, fit_power_law
-from imgcls.science.question import Claim, Question, judge
+from imgcls.science.question import Claim, Question, by_values, judge
 from imgcls.science.statistics import Estimate, mean_over_seeds, p_value_text
 from imgcls.system.files import read_json
 
@@ -62,22 +62,26 @@ def by_number(groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
 
 def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = None) -> Figure:
     """The figure: accuracy by severity, lines over a number, or one point for each arm; with 95 % intervals."""
-    panels = question.severities or question.metrics
+    numbers = bool(question.axes) and all(value.isdigit() for value in [*question.axes.values()][-1])
+    parts = by_values(question, groups, len(question.axes) - numbers)
+    panels = [(panel, *part) for panel in question.severities or question.metrics for part in parts.items()]
     figure = Figure(figsize=(max(5.6, 2.9 * len(panels)), 3.4), layout="constrained", dpi=110)
     grid = figure.subplots(1, len(panels), sharey=bool(question.severities), squeeze=False)[0]
-    lines, others = by_number(groups)
-    for axes, panel in zip(grid, panels, strict=True):
+    for axes, (panel, values, alike) in zip(grid, panels, strict=True):
+        lines, others = by_number(alike)
+        title = [panel] if question.severities else []
+        axes.set_title(", ".join(title + [f"{a}: {value}" for a, value in zip(question.axes, values, strict=False)]))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if question.severities:
-            _by_severity(axes, groups, panel)
+            _by_severity(axes, alike, panel)
         elif lines:
             _lines(axes, lines, others, panel)
             axes.set(xlabel=question.xlabel, xscale=question.xscale, ylabel=panel)
         else:
-            _points(axes, groups, panel)
+            _points(axes, alike, panel)
     if law is not None:
-        points = [x for line in lines.values() for x, _ in line]
+        points = [x for line in by_number(groups)[0].values() for x, _ in line]
         reach = [min(points) * (2 * max(points) / min(points)) ** (k / 60) for k in range(61)]
         grid[0].plot(reach, [float(law.accuracy(x)) for x in reach], color="black", linewidth=0.9, label="power law")  # type: ignore[arg-type]
     if question.severities or lines:
@@ -120,7 +124,7 @@ def _by_severity(axes: Axes, groups: Sequence[Group], variation: str) -> None:
         if rows:
             estimates = [mean_over_seeds(scores) for scores in zip(*rows, strict=True)]
             _error_bars(axes, list(range(len(estimates))), estimates, label=group.name, linestyle="-")
-    axes.set(title=variation, xlabel="severity", ylim=(0, 1))
+    axes.set(xlabel="severity", ylim=(0, 1))
     if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axes.set_ylabel("test accuracy")
 
@@ -164,11 +168,12 @@ def _layers(question: Question, groups: Sequence[Group], figure: Path, link: str
 
 
 def _table(question: Question, groups: Sequence[Group]) -> str:
-    result = {row["name"]: row for row in compare(groups, question.metric, question.baseline)["groups"]}
-    head = ["arm", "runs", *question.metrics, f"against {question.baseline}"]
+    head = [*question.axes, "arm", "runs", *question.metrics, f"against {question.baseline}"]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for group in groups:
-        row = result.get(group.name, {})
-        means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
-        rows.append(f"| {' | '.join([group.name, str(len(group.runs)), *means, row.get('verdict', 'baseline')])} |")
+    for values, alike in by_values(question, groups, len(question.axes)).items():
+        result = {row["name"]: row for row in compare(alike, question.metric, question.baseline)["groups"]}
+        for group in alike:
+            means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
+            verdict = result.get(group.name, {}).get("verdict", "baseline")
+            rows.append(f"| {' | '.join([*values, group.name, str(len(group.runs)), *means, verdict])} |")
     return "\n".join(rows)
