@@ -21,11 +21,22 @@ from imgcls.runs.predictions import write_predictions
 from imgcls.runs.record import add_metrics
 from imgcls.runs.run import find_runs
 from imgcls.science.groups import group_runs
-from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+from imgcls.science.planning import outlook
+from imgcls.science.statistics import (
+    Comparison,
+    Design,
+    Estimate,
+    compare_images,
+    compare_scores,
+    holm,
+    mean_over_seeds,
+    verdict,
+)
 
 from .conftest import TINY
 
 IMAGES = 1000
+PARTS_OF_VARIANCE = ("of_seeds", "of_images", "of_both")
 
 
 def right(
@@ -73,6 +84,56 @@ def test_intervals_hold_what_they_promise():
         interval = compare_images(*two_groups(0.8, 0.76, 3, rng)).difference
         inside.append(interval.low <= true <= interval.high)
     assert np.mean(inside) >= 0.93
+
+
+def planted(rng: np.random.Generator, seeds: tuple[int, int], shift: float, spreads=(0.05, 0.05)):
+    """Groups of 1,000 images that each run gets right with a probability of its own; one is shifted by logits."""
+    ease = rng.beta(1.2 * 0.87, 1.2 * 0.13, IMAGES).clip(1e-3, 1 - 1e-3)
+    logits = np.log(ease / (1 - ease))
+    groups = []
+    for count, spread, by in zip(seeds, spreads, (shift, 0.0), strict=True):
+        noisy = logits + by + rng.normal(0, spread, (count, 1)) + rng.normal(0, 0.5, (count, IMAGES))
+        groups.append(rng.random(noisy.shape) < 1 / (1 + np.exp(-noisy)))
+    return groups
+
+
+@pytest.mark.parametrize(
+    "seeds, spreads",
+    [((5, 5), (0.05, 0.05)), ((3, 3), (0.2, 0.2)), ((5, 5), (0.1, 0.2)), ((3, 5), (0.2, 0.1)), ((1, 4), (0.0, 0.1))],
+)
+def test_what_seeds_and_images_do_together_counts_once(seeds, spreads):
+    rng = np.random.default_rng(7)
+    found = [compare_images(*planted(rng, seeds, 0.0, spreads)) for _ in range(600)]
+    alarms = np.mean([c.p_value < 0.05 for c in found])
+    # 5 % and two and a half standard errors; below one in a hundred, power would be given away
+    assert 0.008 <= alarms <= 0.072
+
+
+def test_a_difference_of_two_points_is_found_with_five_seeds_and_a_thousand_images():
+    rng = np.random.default_rng(8)
+    found = [compare_images(*planted(rng, (5, 5), 0.343)) for _ in range(400)]
+    assert np.mean([c.difference.value for c in found]) == pytest.approx(0.02, abs=0.0015)
+    assert np.mean([c.p_value < 0.05 and c.difference.value > 0 for c in found]) >= 0.86
+
+
+def test_what_would_tell_is_what_tells():
+    rng = np.random.default_rng(9)
+    unclear = [compare_images(*planted(rng, (4, 4), 0.12, (0.1, 0.1))) for _ in range(200)]
+    design = Design(
+        (4, 4), IMAGES, *(float(np.mean([getattr(c.design, part) for c in unclear])) for part in PARTS_OF_VARIANCE)
+    )
+    true = float(np.mean([c.difference.value for c in unclear]))
+    needed = outlook(Comparison(Estimate(true, -1, 1), 0.5, "", True, design))
+    assert 5 < needed.seeds < 40 and true < needed.detectable
+    found = [compare_images(*planted(rng, (needed.seeds,) * 2, 0.12, (0.1, 0.1))) for _ in range(200)]
+    assert 0.7 <= np.mean([c.p_value < 0.05 for c in found]) <= 0.92
+
+
+def test_what_would_tell_is_said():
+    rng = np.random.default_rng(10)
+    assert outlook(compare_images(*planted(rng, (1, 1), 0.0))) is None
+    scores = outlook(compare_scores([0.80, 0.82, 0.81], [0.80, 0.81, 0.805]))
+    assert scores.images is None and scores.seeds > 3 and "seeds each" in scores.words
 
 
 def test_one_model_each_is_mcnemars_exact_test():
@@ -166,11 +227,12 @@ def test_the_command_says_which_is_better(runs, imgcls):
 def test_equal_groups_and_single_seeds_are_honest(runs, imgcls):
     code, out, _ = imgcls("compare", runs / "full/0", runs / "probe/1")
     assert code == 0 and "two trained models" in out and "one seed only" in out
-    shutil.copytree(runs / "full", runs / "copy")
+    shutil.copytree(runs / "probe", runs / "copy")
     for path in (runs / "copy").rglob("config.yaml"):
         path.write_text(path.read_text().replace("lr: 0.1", "lr: 0.2"))
-    code, out, _ = imgcls("compare", runs / "full", runs / "copy")
+    code, out, _ = imgcls("compare", runs / "probe", runs / "copy")
     assert code == 0 and "cannot tell" in out and "better" not in out and "worse" not in out
+    assert "found four times in five; no number of seeds or test images alone would tell" in out  # both are the same
 
 
 def test_another_test_set_is_not_paired(runs, imgcls):

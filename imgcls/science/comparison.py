@@ -8,6 +8,7 @@ import numpy as np
 
 from imgcls.errors import UserError, near
 from imgcls.science.groups import Group
+from imgcls.science.planning import outlook
 from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
 
 LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds")
@@ -24,7 +25,8 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
 
     Returns:
         metric, baseline, notes, and for each group its name, settings, seeds, scores, mean with interval, and, but for
-        the baseline, difference with interval, p-value, Holm's adjusted p-value, method and verdict.
+        the baseline, difference with interval, p-value, Holm's adjusted p-value, method and verdict, and where that is
+        `cannot tell`, what would tell.
 
     Raises:
         UserError: No run has the metric, or there is no such baseline.
@@ -45,7 +47,7 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         for group, pair in zip(others, pairs, strict=True)
     ]
     judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
-    rows = []
+    rows, untold = [], []
     for number, group in enumerate(scored):
         row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
         row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
@@ -53,8 +55,11 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         if group is not base:
             comparison, adjusted = next(judged)
             row |= asdict(comparison) | {"adjusted_p": adjusted, "verdict": verdict(comparison, adjusted, higher)}
+            if row["verdict"] == "cannot tell" and (found_out := outlook(comparison)):
+                row["outlook"] = asdict(found_out)
+                untold.append(f"{group.name}: cannot tell: {found_out.words}")
         rows.append(row)
-    notes = _notes(groups, scored, metric)
+    notes = _notes(groups, scored, metric) + untold
     if tested and None in pairs:
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip

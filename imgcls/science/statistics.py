@@ -28,6 +28,25 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Design:
+    """What a comparison was made from, and the parts of the difference's variance that more of it would lessen.
+
+    Attributes:
+        runs: S and S'.
+        images: M, of one shared test set; 0 where scores alone were compared.
+        of_seeds: Falls with the runs.
+        of_images: Falls with the test images.
+        of_both: Falls with either.
+    """
+
+    runs: tuple[int, int]
+    images: int
+    of_seeds: float
+    of_images: float
+    of_both: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A difference, with the probability of one as large if there were none.
 
@@ -36,12 +55,14 @@ class Comparison:
         p_value: Two-sided; nan where no test is possible.
         method: What was tested, in words.
         of_seeds: Whether seeds are part of the uncertainty, so that it speaks of methods and not of two models.
+        design: None where it does not speak of methods.
     """
 
     difference: Estimate
     p_value: float
     method: str
     of_seeds: bool
+    design: Design | None = None
 
 
 def mean_over_seeds(scores: Sequence[float]) -> Estimate:
@@ -64,7 +85,8 @@ def compare_scores(group: Sequence[float], baseline: Sequence[float]) -> Compari
     if min(len(group), len(baseline)) < 2:
         return Comparison(Estimate(difference, math.nan, math.nan), math.nan, "one seed: no test", False)
     variance, freedom = _seed_variance(group, baseline)
-    return _student(difference, variance, freedom, "Welch's t-test over seeds")
+    design = Design((len(group), len(baseline)), 0, variance, 0.0, 0.0)
+    return _student(difference, variance, freedom, "Welch's t-test over seeds", design)
 
 
 def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
@@ -73,8 +95,7 @@ def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparis
     mean = mean_over_seeds(differences)
     if len(differences) < 2:
         return Comparison(mean, math.nan, "one seed: no test", False)
-    variance = float(np.var(differences, ddof=1)) / len(differences)
-    return _student(mean.value, variance, len(differences) - 1, "paired t-test over seeds")
+    return _student(mean.value, _mean_variance(differences), len(differences) - 1, "paired t-test over seeds")
 
 
 def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
@@ -83,10 +104,12 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     With one run in each group: McNemar's exact test on the images that one of the two gets right (McNemar,
     Psychometrika 1947; the binomial form). It speaks of these two trained models only.
 
-    With more, both sources of chance count: the choice of the test images, estimated from the M differences of the
-    images' mean correctness, and that of the seeds, estimated from the runs' accuracies as in Welch's test. Their
-    variances add up, and the degrees of freedom follow Satterthwaite, those of the images being M - 1. What images
-    and seeds do together is counted in both, so the test errs on the side of caution.
+    With more, runs and images are the two ways of a layout with random effects, and both sources of chance count: the
+    choice of the test images, by the variance of the M differences of the images' mean correctness, and that of the
+    seeds, by the variance of the runs' accuracies. What images and seeds do together is in both; the residual of the
+    layout (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4) is taken off once, and what it leaves
+    of the seeds is at least zero. Degrees of freedom follow Satterthwaite, as if nothing had been taken off; those of
+    the seeds are S + S' - 2 in groups of one size with variances within a factor of ten, else Welch's.
 
     Args:
         group: (S, M) bool, whether each run predicts each image right.
@@ -101,34 +124,52 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
         half = scipy.special.ndtri((1 + LEVEL) / 2) * math.sqrt(image_variance)
         interval = Estimate(difference, difference - half, difference + half)
         return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
-    if min(len(group), len(baseline)) == 1:
+    several = [right for right in (group, baseline) if len(right) > 1]
+    if len(several) == 1:
         # the one seed says nothing of its spread: take that of the other group for both
-        known = group if len(group) > 1 else baseline
-        spread = float(known.mean(1).var(ddof=1))
-        variance, freedom = spread / len(group) + spread / len(baseline), float(len(known) - 1)
+        scale = len(several[0]) * (1 / len(group) + 1 / len(baseline))
+        variance, freedom = scale * _mean_variance(several[0].mean(1)), float(len(several[0]) - 1)
     else:
+        scale = 1.0
         variance, freedom = _seed_variance(group.mean(1), baseline.mean(1))
-    total = variance + image_variance
+        low, high = sorted(_mean_variance(right.mean(1)) for right in several)
+        if len(group) == len(baseline) and high <= 10 * low:
+            freedom = 2.0 * len(group) - 2
+    residual = scale * sum(map(_residual_variance, several))
+    seed_variance = max(0.0, variance - residual)
+    total = seed_variance + image_variance
     denominator = variance**2 / freedom + image_variance**2 / (count - 1)
     freedom = total**2 / denominator if denominator else math.inf
-    return _student(difference, total, freedom, "t-test over seeds and test images")
+    of_images = max(0.0, image_variance - residual)
+    design = Design((len(group), len(baseline)), count, seed_variance, of_images, image_variance - of_images)
+    return _student(difference, total, freedom, "t-test over seeds and test images", design)
+
+
+def _mean_variance(scores: Sequence[float] | np.ndarray) -> float:
+    return float(np.var(scores, ddof=1)) / len(scores)
+
+
+def _residual_variance(right: np.ndarray) -> float:
+    """What runs and images of (S, M) do together, as its part of the variance of the mean."""
+    residual = right - right.mean(0) - right.mean(1, keepdims=True) + right.mean()
+    return float((residual**2).sum()) / ((len(right) - 1) * (right.shape[1] - 1) * right.size)
 
 
 def _seed_variance(group: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Variance of the difference of two means, and Welch's degrees of freedom."""
-    parts = [(float(np.var(g, ddof=1)) / len(g), len(g) - 1) for g in (group, baseline)]
+    parts = [(_mean_variance(g), len(g) - 1) for g in (group, baseline)]
     total = sum(v for v, _ in parts)
     denominator = sum(v**2 / f for v, f in parts)
     return total, total**2 / denominator if denominator else float(sum(f for _, f in parts))
 
 
-def _student(difference: float, variance: float, freedom: float, method: str) -> Comparison:
+def _student(
+    difference: float, variance: float, freedom: float, method: str, design: Design | None = None
+) -> Comparison:
     error = math.sqrt(variance)
-    if error == 0:
-        return Comparison(Estimate(difference, difference, difference), 1.0 if difference == 0 else 0.0, method, True)
     half = _student_quantile(freedom) * error
-    p_value = float(2 * scipy.special.stdtr(freedom, -abs(difference) / error))
-    return Comparison(Estimate(difference, difference - half, difference + half), p_value, method, True)
+    p_value = float(2 * scipy.special.stdtr(freedom, -abs(difference) / error)) if error else float(difference == 0)
+    return Comparison(Estimate(difference, difference - half, difference + half), p_value, method, True, design)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

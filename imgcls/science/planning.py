@@ -1,0 +1,80 @@
+"""What a comparison could have found, and what it would take to tell the difference that was seen."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import scipy
+
+from imgcls.science.statistics import LEVEL, Comparison, Design
+
+POWER = 0.8
+MOST = 1000  # times as many runs or images: beyond it nobody would go
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What more runs or test images would bring, at a power of 80 % and a level of 5 % of one test.
+
+    Attributes:
+        detectable: Difference that this design finds four times in five.
+        seeds: Seeds in the smaller group, the other in proportion, that would find the difference seen as often, were
+            it the true one; None where no number would.
+        images: Test images that would; None where no number would, or scores alone were compared.
+    """
+
+    detectable: float
+    seeds: int | None
+    images: int | None
+
+    @property
+    def words(self) -> str:
+        """As one clause for each."""
+        ways = [f"{self.seeds} seeds each" if self.seeds else "", f"{self.images:,} test images" if self.images else ""]
+        more = " or ".join(filter(None, ways))
+        seen = f"the one seen would take about {more}" if more else "no number of seeds or test images alone would tell"
+        return f"a true difference of {self.detectable:.4f} would be found four times in five; {seen}"
+
+
+def outlook(comparison: Comparison) -> Outlook | None:
+    """What would tell; None where seeds are no part of the comparison, or nothing varied."""
+    design, difference = comparison.design, abs(comparison.difference.value)
+    if design is None or comparison.difference.low == comparison.difference.high:
+        return None
+    by_seeds = _least(lambda k: detectable(design, runs=k) <= difference)
+    by_images = _least(lambda k: detectable(design, images=k) <= difference) if design.images else None
+    return Outlook(
+        detectable(design),
+        math.ceil(by_seeds * min(design.runs)) if by_seeds else None,
+        math.ceil(by_images * design.images) if by_images else None,
+    )
+
+
+def detectable(design: Design, runs: float = 1.0, images: float = 1.0) -> float:
+    """The difference that the t-test finds with a power of 80 %, by the non-central t distribution.
+
+    Args:
+        design: Parts of the variance.
+        runs: How many times as many runs each group has.
+        images: How many times as many test images there are.
+    """
+    seeds, both = design.of_seeds / runs, design.of_both / (runs * images)
+    total = seeds + design.of_images / images + both
+    freedom = max(1.0, sum(design.runs) * runs - 2)
+    if design.images:
+        others = total - seeds
+        spread = (seeds + both) ** 2 / freedom + others**2 / (design.images * images - 1)
+        freedom = total**2 / spread if spread else math.inf
+    limit = scipy.special.stdtrit(freedom, (1 + LEVEL) / 2)
+    return math.sqrt(total) * float(scipy.special.nctdtrinc(freedom, 1 - POWER, limit))
+
+
+def _least(enough: Callable[[float], bool]) -> float | None:
+    """The least factor from 1 to MOST that is enough, to a hundredth of itself; None if none is."""
+    low, high = 1.0, float(MOST)
+    if not enough(high):
+        return None
+    while high > 1.01 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
