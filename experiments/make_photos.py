@@ -1,7 +1,7 @@
-"""Sort 187 photos of a Debian package into seven classes: `python experiments/make_photos.py FOLDER`.
+"""Sort 187 photos of a Debian package into seven classes: `python experiments/make_photos.py datasets/photos`.
 
-They are those of tuxpaint-stamps-default (apt install; GPL-2), cut out on a
-transparent ground, 9 to 64 of a class; its drawings are left out. `--data.root=FOLDER` reads them.
+They are those of tuxpaint-stamps-default (apt install; GPL-2), cut out on a transparent ground, 9 to 64 of a class; its
+drawings are left out.
 """
 
 import shutil

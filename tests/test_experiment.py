@@ -113,9 +113,7 @@ def test_options_of_an_axis_come_after_those_of_the_command_line(question, imgcl
         path.read_text() + '[axes.epochs]\n1 = ["--trainer.max_epochs=1"]\n2 = ["--trainer.max_epochs=2"]\n'
     )
     code, out, _ = imgcls("experiment", question, "--print", "slurm", "--trainer.max_epochs=9")
-    assert (
-        code == 0 and "--array=0-7" in out and "/low-2/seed-1 --trainer.max_epochs=9 --trainer.max_epochs=2'" in out
-    )
+    assert code == 0 and "--array=0-7" in out and "/low-2/seed-1 --trainer.max_epochs=9 --trainer.max_epochs=2'" in out
     code, _, err = imgcls("experiment", question, "--print", "wandb")
     assert code == 2 and "use --print slurm" in err
 

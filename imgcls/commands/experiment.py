@@ -76,7 +76,7 @@ def main(words: list[str]) -> int:
     from imgcls.pages.compare_page import write_page
 
     groups = arms_of(question, out)
-    for values, alike in by_values(question, groups, len(question.axes)).items():
+    for values, alike in by_values(question, groups).items():
         result = compare(alike, question.metric, question.baseline)
         page = out / f"{'-'.join(['compare', *values])}.html"
         print("", *(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True)), sep="\n")

@@ -32,7 +32,8 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
     lines, _ = by_number(groups)
     law = _law(question, lines)
     figure.parent.mkdir(parents=True, exist_ok=True)
-    draw(question, groups, law).savefig(figure, metadata={"Software": None})
+    drawn = draw_differences(question, groups) if question.axes else draw(question, groups, law)
+    drawn.savefig(figure, metadata={"Software": None})
     claims = judge(question, groups)
     seeds = sorted({str(run.seed) for group in groups for run in group.runs})
     minutes = sum(run.metrics.get("fit/seconds") or 0 for group in groups for run in group.runs) / 60
@@ -62,31 +63,56 @@ def by_number(groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
 
 def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = None) -> Figure:
     """The figure: accuracy by severity, lines over a number, or one point for each arm; with 95 % intervals."""
-    numbers = bool(question.axes) and all(value.isdigit() for value in [*question.axes.values()][-1])
-    parts = by_values(question, groups, len(question.axes) - numbers)
-    panels = [(panel, *part) for panel in question.severities or question.metrics for part in parts.items()]
-    figure = Figure(figsize=(max(5.6, 2.9 * len(panels)), 3.4), layout="constrained", dpi=110)
-    grid = figure.subplots(1, len(panels), sharey=bool(question.severities), squeeze=False)[0]
-    for axes, (panel, values, alike) in zip(grid, panels, strict=True):
-        lines, others = by_number(alike)
-        title = [panel] if question.severities else []
-        axes.set_title(", ".join(title + [f"{a}: {value}" for a, value in zip(question.axes, values, strict=False)]))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
+    panels = question.severities or question.metrics
+    figure, grid = _panels(len(panels), sharey=bool(question.severities))
+    lines, others = by_number(groups)
+    for axes, panel in zip(grid, panels, strict=True):
         if question.severities:
-            _by_severity(axes, alike, panel)
+            _by_severity(axes, groups, panel)
         elif lines:
             _lines(axes, lines, others, panel)
             axes.set(xlabel=question.xlabel, xscale=question.xscale, ylabel=panel)
         else:
-            _points(axes, alike, panel)
+            _points(axes, groups, panel)
     if law is not None:
-        points = [x for line in by_number(groups)[0].values() for x, _ in line]
+        points = [x for line in lines.values() for x, _ in line]
         reach = [min(points) * (2 * max(points) / min(points)) ** (k / 60) for k in range(61)]
         grid[0].plot(reach, [float(law.accuracy(x)) for x in reach], color="black", linewidth=0.9, label="power law")  # type: ignore[arg-type]
     if question.severities or lines:
         grid[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_differences(question: Question, groups: Sequence[Group]) -> Figure:
+    """Differences from the baseline of the same values, over the last axis; panels for the values of the others."""
+    panels: dict[tuple[str, ...], dict[str, list[tuple[int, Estimate]]]] = {}
+    *others, (last, known) = question.axes.items()
+    for values, alike in by_values(question, groups).items():
+        lines = panels.setdefault(values[:-1], {})
+        for row in compare(alike, question.metric, question.baseline)["groups"]:
+            if "difference" in row:
+                place = [*known].index(values[-1])
+                lines.setdefault(row["name"], []).append((place, Estimate(**row["difference"])))
+    figure, grid = _panels(len(panels), sharey=True)
+    for axes, (values, lines) in zip(grid, panels.items(), strict=True):
+        axes.axhline(0, linewidth=1, color="#8a8f98")
+        for k, (name, line) in enumerate(lines.items()):
+            beside = 0.08 * (k - (len(lines) - 1) / 2)  # so that intervals do not hide each other
+            _error_bars(axes, [x + beside for x, _ in line], [e for _, e in line], label=name, linestyle=":")
+        title = ", ".join(f"{value} {axis}" for (axis, _), value in zip(others, values, strict=True))
+        axes.set(title=title, xlabel=last, xticks=range(len(known)), xticklabels=known, xlim=(-0.5, len(known) - 0.5))
+    grid[0].set_ylabel(f"{question.metric} minus {question.baseline}'s")
+    grid[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(5.6, 2.9 * count), 3.4), layout="constrained", dpi=110)
+    grid = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    for axes in grid:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
 
 
 def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> None:
@@ -124,7 +150,7 @@ def _by_severity(axes: Axes, groups: Sequence[Group], variation: str) -> None:
         if rows:
             estimates = [mean_over_seeds(scores) for scores in zip(*rows, strict=True)]
             _error_bars(axes, list(range(len(estimates))), estimates, label=group.name, linestyle="-")
-    axes.set(xlabel="severity", ylim=(0, 1))
+    axes.set(title=variation, xlabel="severity", ylim=(0, 1))
     if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
         axes.set_ylabel("test accuracy")
 
@@ -170,7 +196,7 @@ def _layers(question: Question, groups: Sequence[Group], figure: Path, link: str
 def _table(question: Question, groups: Sequence[Group]) -> str:
     head = [*question.axes, "arm", "runs", *question.metrics, f"against {question.baseline}"]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for values, alike in by_values(question, groups, len(question.axes)).items():
+    for values, alike in by_values(question, groups).items():
         result = {row["name"]: row for row in compare(alike, question.metric, question.baseline)["groups"]}
         for group in alike:
             means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]

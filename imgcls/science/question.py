@@ -26,8 +26,8 @@ class Arm:
     """A config, the value that it takes on each axis, and the options of these values."""
 
     config: Path
-    values: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
+    values: tuple[str, ...]
+    options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Question:
 
     Axes multiply the arms: `[axes.epochs]` with `10 = ["--trainer.max_epochs=10"]` and `40 = […]` makes NAME-10 and
     NAME-40 of NAME.yaml, and a second axis makes NAME-VALUE-VALUE. These options come last: no command line makes two
-    arms equal. Arms are compared with the baseline of the same values; a last axis of numbers is the figure's x, and
-    each combination of the other axes' values is a panel.
+    arms equal. Arms are compared with the baseline of the same values; the figure shows these differences over the
+    last axis, in a panel for each combination of the other axes' values.
 
     Attributes:
         folder: The folder.
@@ -86,8 +86,8 @@ class Question:
         names = sorted(paths, key=lambda name: (name != self.baseline and not numbered, _natural(name)))
         found = {}
         for name, values in product(names, product(*self.axes.values())):
-            options = (word for axis, value in zip(self.axes.values(), values, strict=True) for word in axis[value])
-            found["-".join([name, *values])] = Arm(paths[name], values, tuple(options))
+            words = (str(word) for axis, value in zip(self.axes.values(), values, strict=True) for word in axis[value])
+            found["-".join([name, *values])] = Arm(paths[name], values, tuple(words))
         return {name: arm for name, arm in found.items() if not any(fnmatch(name, p) for p in self.without)}
 
 
@@ -145,8 +145,8 @@ def read_question(folder: Path) -> Question:
             raise UserError(f"{path}: {key}: {value!r} is not {KINDS[known[key]]}")
     metrics = content.get("metrics") or [content.get("metric", blank.metric)]
     for axis, values in content.get("axes", {}).items():
-        if not isinstance(values, dict) or not values or not all(map(_is_value, values.items())):
-            wanted = 'a table of values with their options, such as 40 = ["--trainer.max_epochs=40"]'
+        if not isinstance(values, dict) or {type(options) for options in values.values()} != {list}:
+            wanted = 'a table of values with a list of options each: 40 = ["--trainer.max_epochs=40"]'
             raise UserError(f"{path}: axes: {axis}: {values!r} is not {wanted}")
     question = Question(folder, **{"question": folder.name, **content, "metric": metrics[0], "metrics": metrics})
     if not question.arms:
@@ -182,14 +182,13 @@ def arms_of(question: Question, runs: Path) -> list[Group]:
     return groups
 
 
-def by_values(question: Question, groups: Sequence[Group], axes: int) -> dict[tuple[str, ...], list[Group]]:
-    """The groups by their values on the first so many axes, each named by its file and its other values."""
+def by_values(question: Question, groups: Sequence[Group]) -> dict[tuple[str, ...], list[Group]]:
+    """The groups by their values on the axes, named by their files; not those of which no run has the metric."""
     arms, found = question.arms, dict[tuple[str, ...], list[Group]]()
     for group in groups:
         arm = arms[group.name]
-        named = replace(group, name="-".join([arm.config.stem, *arm.values[axes:]]))
-        found.setdefault(arm.values[:axes], []).append(named)
-    return found
+        found.setdefault(arm.values, []).append(replace(group, name=arm.config.stem))
+    return {values: alike for values, alike in found.items() if any(group.scores(question.metric) for group in alike)}
 
 
 def judge(question: Question, groups: Sequence[Group]) -> list[Claim]:
@@ -218,14 +217,6 @@ def _compare(left: Group | None, left_metric: str, right: Group | None, right_me
     tested = tested_on(left_metric) if left_metric == right_metric else None
     pair = shared_images(left, right, tested) if tested else None
     return compare_images(*pair) if pair else compare_scores(ours, theirs)
-
-
-def _is_value(item: tuple[str, Any]) -> bool:
-    """Whether a value of an axis can stand in the name of a folder, and its options are a list of texts."""
-    value, options = item
-    return (
-        bool(re.fullmatch(r"[\w.]+", value)) and isinstance(options, list) and all(isinstance(o, str) for o in options)
-    )
 
 
 def _sides(path: Path, claim: str) -> list[tuple[str, str | None]]:
