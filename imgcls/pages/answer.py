@@ -94,11 +94,12 @@ def draw_differences(question: Question, groups: Sequence[Group]) -> Figure:
                 place = [*known].index(values[-1])
                 lines.setdefault(row["name"], []).append((place, Estimate(**row["difference"])))
     figure, grid = _panels(len(panels), sharey=True)
+    linestyle = ":" if all(value.isdigit() for value in known) else "none"
     for axes, (values, lines) in zip(grid, panels.items(), strict=True):
         axes.axhline(0, linewidth=1, color="#8a8f98")
         for k, (name, line) in enumerate(lines.items()):
             beside = 0.08 * (k - (len(lines) - 1) / 2)  # so that intervals do not hide each other
-            _error_bars(axes, [x + beside for x, _ in line], [e for _, e in line], label=name, linestyle=":")
+            _error_bars(axes, [x + beside for x, _ in line], [e for _, e in line], label=name, linestyle=linestyle)
         title = ", ".join(f"{value} {axis}" for (axis, _), value in zip(others, values, strict=True))
         axes.set(title=title, xlabel=last, xticks=range(len(known)), xticklabels=known, xlim=(-0.5, len(known) - 0.5))
     grid[0].set_ylabel(f"{question.metric} minus {question.baseline}'s")
