@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from PIL import Image
 
@@ -16,15 +17,19 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch, tmp_path, tmp_path_factory):
-    """Each test runs in a folder of its own, with no run and no argument of another."""
+    """Each test runs in a folder of its own, with no run, argument, environment or process group of another."""
+    environment = dict(os.environ)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["imgcls"])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     monkeypatch.delenv("IMGCLS_RUN_DIR", raising=False)
     monkeypatch.setattr(rank_zero_only, "rank", 0, raising=False)  # which a test may set for its process
     yield
-    os.environ.pop("IMGCLS_RUN_DIR", None)
-    os.environ.pop("IMGCLS_BATCH_SIZE", None)
+    # a run on one of several processes leaves its rank and address: the next would wait for the others
+    os.environ.clear()
+    os.environ.update(environment)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def write_image(path: Path, label: int, size: tuple[int, int] = (40, 32), seed: int = 0) -> None:

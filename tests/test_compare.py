@@ -28,6 +28,7 @@ from imgcls.science.statistics import (
     Estimate,
     compare_images,
     compare_scores,
+    compare_splits,
     holm,
     mean_over_seeds,
     verdict,
@@ -136,6 +137,15 @@ def test_what_would_tell_is_said():
     assert scores.images is None and scores.seeds > 3 and "seeds each" in scores.words
 
 
+def test_scores_on_splits_are_the_corrected_resampled_test():
+    ours, theirs = [0.82, 0.80, 0.85, 0.79, 0.83], [0.80, 0.79, 0.81, 0.80, 0.80]
+    d = np.subtract(ours, theirs)
+    t = d.mean() / math.sqrt((1 / 5 + 1 / 4) * d.var(ddof=1))  # equation 9 of Nadeau and Bengio
+    found = compare_splits(ours, theirs, 1 / 4)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(t, 4)) and found.difference.value == pytest.approx(d.mean())
+    assert math.isnan(compare_splits([0.8], [0.7], 0.25).p_value)
+
+
 def test_one_model_each_is_mcnemars_exact_test():
     group, base = np.array([[1, 1, 1, 1, 1, 0, 0, 1]], bool), np.array([[0, 0, 0, 0, 0, 1, 0, 1]], bool)
     comparison = compare_images(group, base)
@@ -222,6 +232,43 @@ def test_the_command_says_which_is_better(runs, imgcls):
     row = next(r for r in result["groups"] if "verdict" in r)
     assert row["verdict"] == "better" and row["adjusted_p"] < 0.01 and row["of_seeds"] and row["seeds"] == [0, 1, 2]
     assert result["baseline"] == "model.finetune=Probe"
+
+
+def test_wandb_is_given_the_table_with_intervals_and_verdicts(runs, imgcls):
+    code, out, err = imgcls("compare", runs, "--baseline", "Probe", "--wandb", "ours")
+    assert code == 0 and "W&B: " in out, err
+    (path,) = Path("wandb").glob("offline-run-*/files/media/table/*.json")
+    table = json.loads(path.read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    found = {row["verdict"]: row for row in rows}
+    assert set(found) == {"baseline", "better"} and found["baseline"]["difference"] is None
+    assert 0 < found["better"]["difference_low"] < found["better"]["difference"] and found["better"]["seeds"] == 3
+
+
+def test_runs_on_splits_of_the_images_are_pooled(imgcls):
+    rng = np.random.default_rng(3)
+    for accuracy, lr in ((0.6, 0.1), (0.9, 0.2)):
+        for fold in range(4):
+            for seed in range(2):
+                run = Path(f"runs/{lr}/{fold}-{seed}")
+                write_run(run, rng.random(100) < accuracy, seed, lr=lr)
+                config = yaml.safe_load((run / "config.yaml").read_text())
+                config["data"]["init_args"] |= {"split_seed": fold, "value_range": [[0, 100 + fold]]}
+                (run / "config.yaml").write_text(yaml.safe_dump(config))
+                facts = json.loads((run / "environment.json").read_text())
+                facts["data"] |= {"test": f"part {fold}", "images": {"train": 300, "test": 100}}
+                (run / "environment.json").write_text(json.dumps(facts))
+    for words in ((), ("--over", "data.split_seed")):  # found by itself, or named
+        code, out, err = imgcls("compare", "runs", "--json", "c.json", *words)
+        assert code == 0 and "better" in out and "pooled over data.split_seed" in out, err
+        (row,) = (row for row in json.loads(Path("c.json").read_text())["groups"] if "verdict" in row)
+        assert row["method"] == "corrected resampled t-test over 4 splits" and len(row["scores"]) == 8
+    shutil.rmtree("runs/0.2/3-0")
+    shutil.rmtree("runs/0.2/3-1")
+    code, out, _ = imgcls("compare", "runs")
+    assert code == 0 and "not run on the same splits" in out
+    code, _, err = imgcls("compare", "runs", "--over", "data.split_sed")
+    assert code == 2 and "--over data.split_sed: no run has this setting (did you mean 'data.split_seed'" in err
 
 
 def test_equal_groups_and_single_seeds_are_honest(runs, imgcls):

@@ -15,7 +15,8 @@ from imgcls.augment.pipeline import Pipeline
 from imgcls.data.batches import BatchDataset, loader
 from imgcls.data.sample import SampleData
 from imgcls.data.sampling import REPEATS, TrainBatches, drawn
-from imgcls.images.decode import ResizeCrop, crop_bytes
+from imgcls.images.boxes import crop_bytes
+from imgcls.images.decode import ResizeCrop
 from imgcls.images.sources import FileSource
 
 FRAME = ResizeCrop(3, 32, 32, random=True)

@@ -8,6 +8,8 @@ from scipy.stats import chisquare
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
+from imgcls.augment import policy as policies
+from imgcls.augment.large_images import carry_out_each
 from imgcls.augment.operations import GEOMETRIC, carry_out, plan
 from imgcls.augment.policy import (
     AugMix,
@@ -58,10 +60,53 @@ def test_an_operation_of_a_policy_gives_what_pillow_gives(name):
     assert difference.max() <= (1 if name in ("color", "contrast", "sharpness", "autocontrast") else 0)
 
 
-def test_equalize_leaves_an_even_image():
+def one_by_one(image, name, value):
+    steps = plan(torch.zeros(len(image), dtype=torch.int64), torch.full((len(image),), value), (name,), image.shape)
+    return carry_out_each(image, [steps], torch.arange(len(image)))
+
+
+@pytest.mark.parametrize("way", [carried_out, one_by_one])
+def test_equalize_leaves_an_even_image(way):
     even = torch.full((1, 1, 4, 4), 51, dtype=torch.uint8)
-    assert torch.equal(carried_out(even, "equalize", 0.0), even)
-    assert torch.equal(carried_out(even, "autocontrast", 0.0), even)
+    assert torch.equal(way(even, "equalize", 0.0), even)
+    assert torch.equal(way(even, "autocontrast", 0.0), even)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", [*RandAugment.names, "blur", "identity"])
+def test_an_operation_on_large_images_is_that_on_small_ones(name, channels, layout):
+    image = torch.cat([PHOTOS, PHOTOS[:1] // 9])[:, :channels, :, :50].contiguous(memory_format=layout)
+    shares = name.startswith(("shear", "translate", "solarize"))
+    values = (0.0, 0.3117, -0.2113, 1.4771, -2.0) if shares else (0.1, 1.0, 1.9, 5.0)
+    for value in values:
+        here, there = one_by_one(image, name, value), carried_out(image, name, value)
+        difference = (here.int() - there.int()).abs()
+        # a number may lie between two levels as far as 32 bits tell, which is rare for these fractions of a pixel
+        assert difference.max() <= 1 and difference.float().mean() < 0.03, value
+        assert name in GEOMETRIC or torch.equal(here, there)
+
+
+@pytest.mark.parametrize("policy", [TrivialAugmentWide(), RandAugment(p=0.7), AutoAugment(), AugMix()], ids=kind)
+def test_large_images_come_in_their_order(policy, monkeypatch):
+    torch.manual_seed(0)
+    image = PHOTOS.repeat(4, 1, 1, 1)
+    parameters, _ = policy.sample(image.shape)
+    there, _ = policy.transform(image, image, parameters)
+    monkeypatch.setattr(policies, "LARGE", 0)
+    here, _ = policy.transform(image, image, parameters)
+    assert here.dtype == there.dtype and not torch.equal(here, image)
+    difference = (here.double() - there.double()).abs() * (255 if here.dtype == torch.float32 else 1)
+    assert difference.mean() < 0.03
+
+
+@pytest.mark.parametrize("shift", [3.0, -7.0, 64.0, -100.0])
+def test_a_shift_by_whole_pixels_moves_them(shift):
+    columns = np.pad(PHOTOS.numpy(), ((0, 0), (0, 0), (0, 0), (100, 100)))
+    expected = columns[..., 100 - int(shift) : 164 - int(shift)]
+    assert np.array_equal(one_by_one(PHOTOS, "translate_x", shift / 64).numpy(), expected)
+    rows = one_by_one(PHOTOS.mT.contiguous(), "translate_y", shift / 64)
+    assert np.array_equal(rows.mT.numpy(), expected)
 
 
 @pytest.mark.parametrize("level", [0, 4, 9])

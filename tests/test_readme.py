@@ -33,7 +33,7 @@ def test_every_command_of_the_readme_is_understood(command, imgcls, capsys):
     words = command.split()[3:]
     if (
         not words
-        or words[0] in ("answers", "backbones", "compare", "configs", "experiment", "sweep")
+        or words[0] in ("answers", "backbones", "compare", "configs", "dashboard", "experiment", "sweep")
         or "RUN_DIR" in command
     ):
         assert not words or words[0] in verbs()  # commands on runs are those of test_cli

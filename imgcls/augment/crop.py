@@ -108,7 +108,8 @@ class RandomHorizontalFlip(Sampled):
 class RandomResizedCrop(LoadingCrop):
     """A random area of each image, resized with antialiasing to the model's size (Szegedy et al., CVPR 2015, 6).
 
-    As the first operation of a pipeline it is done by the data module while images are decoded, from the whole image.
+    As the first operation of a pipeline it is done by the data module while images are decoded, from the whole image,
+    or from the one that `--data.cache` keeps of it, as large as that option says.
     In a batch, boxes are sampled by Kornia's generator, and the resize is that of torchvision (bilinear, antialiased),
     on uint8 while the batch is uint8.
 

@@ -85,6 +85,7 @@ def plan(choice_B: Tensor, value_B: Tensor, names: tuple[str, ...], shape: torch
         "share": [of * (1 - part[:, None, None, None]) for of, part in zip((1, 1, SMOOTH), value[4:7], strict=True)],
         "sigma": 2 * value[7][:, None, None] ** 2,
         "place": torch.arange(max(height, width)),
+        "source": source_b23,
         "lines": [column_bW2, row_bH2],
     }
 
@@ -166,11 +167,14 @@ def blend_(image: Tensor, counts: list[int], plan: Parameters) -> None:
     if len(sharp):
         sharp[:, :, 1:-1, 1:-1].lerp_(mean_of_nine(sharp), plan["share"][2])  # Pillow leaves the border
     if len(blurred):
-        height, width = image.shape[-2:]
-        distance = plan["place"][:, None] - plan["place"]
-        weight = (distance.square() / -plan["sigma"]).exp_()
-        rows, columns = (F.normalize(weight[:, :side, :side], p=1.0, dim=2) for side in (height, width))
-        blurred.copy_(rows[:, None] @ blurred @ columns[:, None].mT)
+        blurred.copy_(blur(blurred, plan["place"], plan["sigma"]))
+
+
+def blur(image: Tensor, place: Tensor, sigma: Tensor) -> Tensor:
+    """Blurred float images (b, C, H, W), by places of their rows and columns and twice the variances (b, 1, 1)."""
+    weight = ((place[:, None] - place).square() / -sigma).exp_()
+    rows, columns = (F.normalize(weight[:, :side, :side], p=1.0, dim=2) for side in image.shape[-2:])
+    return rows[:, None] @ image @ columns[:, None].mT
 
 
 def mean_of_nine(image: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from imgcls.augment.base import Parameters, Sampled, to_bytes, to_float
+from imgcls.augment.large_images import LARGE, carry_out_each
 from imgcls.augment.operations import BLENDS, GEOMETRIC, KINDS, TABLES, carry_out, plan
 
 
@@ -29,8 +30,12 @@ class Policy(Sampled):
 
     def transform(self, image: Tensor, label: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) uint8, or float32 in [0, 1]; the same shape and dtype."""
+        plan = self.plan(parameters, image.shape)
+        if image[:1].numel() >= LARGE:
+            changed = carry_out_each(to_bytes(image), plan["layers"], plan["back"])
+            return self.finished(changed, image.dtype, plan), label
         # channel by channel, as images are picked and looked up in a tenth of the time
-        return self.transform_on_device(image.contiguous(), label, self.plan(parameters, image.shape))
+        return self.transform_on_device(image.contiguous(), label, plan)
 
     def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:
         """Images are put into the order of each step's operations, and back after the last."""
@@ -43,11 +48,14 @@ class Policy(Sampled):
         return {"layers": layers, "back": place}
 
     def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:  # noqa: D102
-        result = to_bytes(image)
+        changed = to_bytes(image)
         for layer in plan["layers"]:
-            result = carry_out(result, layer)
-        result = result.index_select(0, plan["back"])
-        return result if image.dtype == torch.uint8 else to_float(result), label
+            changed = carry_out(changed, layer)
+        return self.finished(changed.index_select(0, plan["back"]), image.dtype, plan), label
+
+    def finished(self, changed: Tensor, dtype: torch.dtype, plan: Parameters) -> Tensor:
+        """The result, of the dtype of the images, by images (B, C, H, W) uint8 after all operations."""
+        return changed if dtype == torch.uint8 else to_float(changed)
 
 
 class TorchvisionPolicy(Policy):
@@ -266,10 +274,9 @@ class AugMix(SharesPolicy):
     def plan(self, parameters: Parameters, shape: torch.Size) -> Parameters:  # noqa: D102
         return super().plan(parameters, shape) | {"share": parameters["share"][..., None, None, None].contiguous()}
 
-    def transform_on_device(self, image: Tensor, label: Tensor, plan: Parameters) -> tuple[Tensor, Tensor]:
-        """Image (B, C, H, W) uint8, or float32 in [0, 1]; float32 in [0, 1]."""
-        changed, _ = super().transform_on_device(to_bytes(image), label, plan)
-        return (changed.unflatten(0, plan["share"].shape[:2]) * plan["share"]).sum(0), label
+    def finished(self, changed: Tensor, dtype: torch.dtype, plan: Parameters) -> Tensor:
+        """The mixture of all versions, float32 in [0, 1]."""
+        return (changed.unflatten(0, plan["share"].shape[:2]) * plan["share"]).sum(0)
 
     def strengths(self, share_B: Tensor, signed_B: Tensor) -> Mapping[str, Tensor]:  # noqa: D102
         return {

@@ -1,6 +1,8 @@
 """Is B better than A? RUN_OR_FOLDER… [--baseline NAME] [--out FILE.html]."""
 
 import argparse
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,14 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--metric", default="test/acc", help="a key of metrics.json, or NAME/acc of evaluations/NAME; default: test/acc"
     )
+    parser.add_argument(
+        "--over", default="", help="settings that tell splits of the images apart, such as data.fold,data.split_seed"
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--out", type=Path, help="file for a page (.html)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log the table of groups to W&B, offline without an account")
     options = parser.parse_args(words)
-    groups = group_runs(find_runs(options.folders))
+    groups = group_runs(find_runs(options.folders), list(filter(None, options.over.split(","))))
     result = compare(groups, options.metric, options.baseline)
     print_comparison(result)
     if options.json:
@@ -36,13 +42,40 @@ def main(words: list[str]) -> int:
         from imgcls.pages.compare_page import write_page
 
         base = next(group for group in groups if group.name == result["baseline"])
-        write_page(options.out, result, groups, _pictures(base.runs[0].folder.path, tested_on(options.metric)))
+        write_page(options.out, result, groups, pictures(base.runs[0].folder.path, tested_on(options.metric)))
         print(f"page: {options.out}")
+    if options.wandb:
+        log_to_wandb(result, options.wandb)
     return 0
 
 
-def _pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image | None] | None:
-    """Images that a run was tested on by number and name; None, with a word, where they cannot be opened any more."""
+def log_to_wandb(result: dict[str, Any], project: str) -> None:
+    """A record of W&B that holds the table of groups, with the intervals and verdicts that W&B has no word for."""
+    import wandb
+
+    from imgcls.training.loggers import wandb_unusable
+
+    columns: list[str | int] = ["group", "seeds", "mean", "mean_low", "mean_high"]
+    columns += ["difference", "difference_low", "difference_high", "p_holm", "verdict"]
+    rows = []
+    for row in result["groups"]:
+        difference = row.get("difference", {})
+        figures = [one.get(key) for one in (row["mean"], difference) for key in ("value", "low", "high")]
+        about = [row.get("adjusted_p"), row.get("verdict", "baseline")]
+        rows.append(
+            [row["name"], len(row["scores"]), *(None if f is None or math.isnan(f) else f for f in figures), *about]
+        )
+    mode: Any = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
+    chosen = {"metric": result["metric"], "baseline": result["baseline"], "notes": result["notes"]}
+    with wandb.init(
+        project=project, name=f"by {result['metric']}", job_type="comparison", mode=mode, config=chosen
+    ) as run:
+        run.log({"comparison": wandb.Table(columns=columns, data=rows)})
+        print(f"W&B: {run.url or run.dir}")
+
+
+def pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image | None] | None:
+    """What opens the images that a run was tested on, by number and name; None, with a word, where nothing can."""
     from imgcls.runs.load import load_data, load_evaluated
 
     try:

@@ -26,6 +26,7 @@ from imgcls.images.sources import ItemSource, Part, Source
 from imgcls.images.value_range import measured_range
 
 Parts = dict[Part, tuple[Source, np.ndarray]]
+KEPT = 2.25  # sides of what a cache keeps of a whole image, by those of crops: photos of 500 × 375 stay whole at 224
 
 
 class ImageDataModule(DeviceBatches, ABC):
@@ -72,10 +73,10 @@ class ImageDataModule(DeviceBatches, ABC):
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
-        cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder keeps all
-            on disk, for all processes and later runs; `none` decodes in each epoch. `device` keeps training and
-            validation images in the memory of each process's device, as uint8, so that batches are picked there.
-            Random crops are taken from whole files, which are decoded in each epoch.
+        cache: Decode each image once: `memory` keeps what fits into a quarter of the free memory, a folder all on disk,
+            for all processes and later runs; `none` decodes in each epoch. `device` keeps training and validation
+            images in each process's device, as uint8; random crops are bilinear there. But for `none` they are of whole
+            images with sides shrunk to 2.25 times the train_size, kept or not: 500×375 stays as it is at 224.
         decoder: `cuda`: workers read JPEG files and the device decodes them, by nvJPEG; other kinds of images, and what
             nvJPEG does not take, a CPU decodes. Nothing is kept in memory, except by `cache=device`. Pixels differ a
             little from those of `cpu`. It was not run on a GPU yet.
@@ -255,7 +256,8 @@ class ImageDataModule(DeviceBatches, ABC):
         known = self.value_range
         value_range = None if known is None or isinstance(known, str) else (known[0], known[1])
         resize = math.floor(crop / self.crop_fraction + 1e-6)  # as timm; a fraction stands for whole numbers
-        return ResizeCrop(self.channels, resize, crop, self.interpolation, value_range, random)
+        bound = round(KEPT * crop) if random and self.caches.where != "none" else 0
+        return ResizeCrop(self.channels, resize, crop, self.interpolation, value_range, random, bound)
 
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""
@@ -307,18 +309,19 @@ class ImageDataModule(DeviceBatches, ABC):
 
     def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
         (source, index), own = self.parts[part], self.resize_crop(part)
-        frame = frame or own
+        every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
         files = not (go_on or source.in_memory or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         cached = self.caches.cached(source, index, frame)
-        dataset = kind(cached, index, frame, go_on, self.goes_to, self._crop, self.seed)
+        crop = None if isinstance(source, FeatureSource) else self._crop
+        dataset = kind(cached, index, frame, go_on, self.goes_to, crop, self.seed)
         again = part != "test" and frame == own  # what is looked at once is not worth the memory
         if self.cache == "device" and self.goes_to and again:
             if part not in self._resident or not self._resident[part].holds(dataset):
                 self._resident.pop(part, None)  # before its successor takes memory
                 self._resident[part] = ResidentBatches(dataset, self.num_workers)
             dataset = self._resident[part]
-        return loader(dataset, batches, self.num_workers)
+        return loader(dataset, batches, self.num_workers, every_core)
 
     @property
     def _crop(self) -> LoadingCrop | None:

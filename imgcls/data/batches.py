@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imgcls.augment.base import LoadingCrop
 from imgcls.data.prefetch import ahead, side_stream
 from imgcls.errors import UserError
-from imgcls.images.decode import Box, BoxOf, BrokenImage, ResizeCrop, stack
+from imgcls.images.boxes import Box, BoxOf
+from imgcls.images.decode import BrokenImage, ResizeCrop, stack
 from imgcls.images.sources import Batch, Source
 from imgcls.system.resources import cores
 
@@ -96,15 +97,16 @@ class BatchDataset(Dataset):
             return torch.zeros(channels, side, side, dtype=torch.uint8)
 
 
-def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None) -> DataLoader:
+def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None, every_core: bool = False) -> DataLoader:
     """A loader of a part's batches.
 
     Args:
         dataset: The part.
         batches: Positions of each batch.
         num_workers: Processes that decode. None: none for images in memory, else one per spare core, at most 8.
+        every_core: The main process has little to do: one per core.
     """
-    spare = 0 if dataset.source.in_memory else min(8, max(1, cores() - 1))
+    spare = 0 if dataset.source.in_memory else cores() if every_core else min(8, max(1, cores() - 1))
     workers = 0 if dataset.resident else spare if num_workers is None else num_workers
     return Loader(
         dataset,

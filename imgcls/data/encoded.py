@@ -9,7 +9,8 @@ from torch import Tensor
 
 from imgcls.data.batches import BatchDataset
 from imgcls.errors import one_line
-from imgcls.images.decode import Box, BoxOf, frame_bytes, reading, stack
+from imgcls.images.boxes import Box, BoxOf, frame_bytes
+from imgcls.images.decode import reading, stack
 from imgcls.images.jpeg import decode_jpegs, plain_size
 from imgcls.images.sources import Batch
 

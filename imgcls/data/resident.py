@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from imgcls.data.batches import BatchDataset, loader
 from imgcls.data.sampling import EvalBatches
 from imgcls.errors import UserError
+from imgcls.images.boxes import Box, BoxOf, scaled, whole
+from imgcls.images.decode import stack
 from imgcls.images.sources import Batch
 from imgcls.system.resources import free_memory
 
@@ -33,12 +36,15 @@ class ResidentBatches(BatchDataset):
         frame = dataset.resize_crop
         super().__init__(dataset.source, dataset.index, frame, False, dataset.device, dataset.crop, dataset.seed)
         if self.crop is not None:
-            if not self.source.in_memory:
+            if not (frame.bound or self.source.in_memory):
                 raise UserError(
-                    "--data.cache=device: RandomResizedCrop takes crops from whole files, which have no common size; "
-                    "take --data.cache=memory, and --data.decoder=cuda on a GPU"
+                    "--data.cache=device: RandomResizedCrop takes crops from whole files, which --data.decoder=cuda "
+                    "does not bring to a common size; take --data.decoder=cpu, or --data.cache=memory"
                 )
-            dataset = BatchDataset(self.source, self.index, replace(frame, crop=0, random=False), device=self.device)
+            loaded = replace(frame, crop=0, random=not self.source.in_memory)
+            kind = BatchDataset if self.source.in_memory else _WholeImages
+            dataset = kind(self.source, self.index, loaded, device=self.device)
+        self.sizes: list[tuple[int, int]] = []  # width and height of whole images
         device = dataset.device or torch.device("cpu")
         number, label = torch.from_numpy(self.index), torch.from_numpy(self.source.label)
         self.held = {"label": label[number].to(device), "index": number.to(device)}
@@ -49,6 +55,7 @@ class ResidentBatches(BatchDataset):
                 self.held["image"] = self._room_for(image, device)
             self.held["image"][start : start + len(image)] = image
             start += len(image)
+            self.sizes += batch["size"].tolist() if "size" in batch else [image.shape[:1:-1]] * len(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # batches are picked on another stream
 
@@ -76,8 +83,10 @@ class ResidentBatches(BatchDataset):
         batch = {"position": torch.tensor(positions) % len(self.index)}
         if boxes is not None:
             shape = torch.Size((len(boxes), *self.held["image"].shape[1:]))
-            box_B4 = torch.tensor([box_of(shape[3], shape[2]) for box_of in boxes])
-            batch |= self.crop.plan({"box": box_B4}, shape)  # type: ignore[union-attr]
+            sizes = [self.sizes[position] for position in batch["position"].tolist()]
+            kept = [(min(width, shape[3]), min(height, shape[2])) for width, height in sizes]
+            drawn = [scaled(box_of(*size), size, to) for box_of, size, to in zip(boxes, sizes, kept, strict=True)]
+            batch |= self.crop.plan({"box": torch.tensor(drawn)}, shape)  # type: ignore[union-attr]
         return batch
 
     def to_device(self, batch: Batch) -> Batch:  # noqa: D102
@@ -86,3 +95,19 @@ class ResidentBatches(BatchDataset):
         if self.crop is not None:
             found["image"], _ = self.crop.transform_on_device(found["image"], found["label"], batch)
         return found
+
+
+class _WholeImages(BatchDataset):
+    """Whole images, each in the corner of a square of the frame's bound, and their sizes before they had one."""
+
+    def _fetched(self, numbers: list[int], boxes: list[BoxOf] | None) -> Batch:
+        sizes: list[tuple[int, int]] = []
+
+        def all_of_it(width: int, height: int) -> Box:
+            sizes.append((width, height))
+            return whole(width, height)
+
+        side = self.resize_crop.bound
+        images = (self.source.crop(number, self.resize_crop, all_of_it) for number in numbers)
+        squares = (pad(image, (0, side - image.shape[2], 0, side - image.shape[1])) for image in images)
+        return {"image": stack(squares, len(numbers)), "size": torch.tensor(sizes)}

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imgcls.errors import UserError
+from imgcls.images.boxes import whole
 from imgcls.images.cache import Caches
 from imgcls.images.decode import BrokenImage, ResizeCrop
 from imgcls.images.sources import Part, Source
@@ -190,7 +191,7 @@ class _Check(Dataset):
 
     def __getitem__(self, numbers: list[int]) -> list[tuple[int, str | None]]:
         try:
-            self.source.images(numbers, self.resize_crop)
+            self.source.inputs(numbers, self.resize_crop, [whole] * len(numbers) if self.resize_crop.random else None)
             return [(number, None) for number in numbers if self.source.has_pages(number)]
         except BrokenImage as error:
             if len(numbers) == 1:

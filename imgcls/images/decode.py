@@ -1,7 +1,6 @@
 """The one place that opens an image: a file or a PIL image in, a uint8 tensor (C, H, W) out."""
 
 import io
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +24,6 @@ with suppress(ImportError):  # an extra
 
     register_heif_opener()
 
-Box = tuple[int, int, int, int]  # left, top, right and bottom; the last two are the first outside
-BoxOf = Callable[[int, int], Box]  # draws a box of an image of that width and height
 Interpolation = Literal["bilinear", "bicubic"]
 EXTENSIONS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif .heic .heif".split())
 PAGED = frozenset(".gif .png .tif .tiff .webp .avif .heic .heif".split())  # an image may have pages or frames
@@ -42,7 +39,9 @@ class ResizeCrop:
     downsampling are antialiased. An image that has the final size already is left alone. With a crop of 0 images keep
     the size in which they are decoded. Images deeper than 8 bits come to 8 by `value_range`, see `eight_bits`.
 
-    Where it is `random`, training images are crops of random boxes, each resized to the square.
+    Where it is `random`, training images are crops of random boxes, each resized to the square. Boxes are drawn by the
+    size of the whole image, of which sides above `bound` pixels are shrunk to it first, each by itself, for a cache to
+    keep; with a bound of 0 none is.
     """
 
     channels: int
@@ -51,6 +50,12 @@ class ResizeCrop:
     interpolation: Interpolation = "bilinear"
     value_range: ValueRange | None = None
     random: bool = False
+    bound: int = 0
+
+    @property
+    def kept(self) -> int:
+        """Largest side of what a cache keeps of an image, in pixels; 0: it has no bound."""
+        return self.bound if self.random else self.crop
 
 
 class BrokenImage(UserError):
@@ -109,45 +114,6 @@ def decode_bytes(content: bytes, resize_crop: ResizeCrop) -> Tensor:
             # lets libjpeg scale by 1/2, 1/4 or 1/8 while it decodes, never below what is needed
             image.draft(None, (resize_crop.resize, resize_crop.resize))  # type: ignore[attr-defined]
         return decode_upright(image, resize_crop, size)
-
-
-def frame_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf | None) -> Tensor:
-    """A box of what an image file holds, or without one the central square."""
-    return decode_bytes(content, resize_crop) if box_of is None else crop_bytes(content, resize_crop, box_of)
-
-
-def crop_bytes(content: bytes, resize_crop: ResizeCrop, box_of: BoxOf) -> Tensor:
-    """A box of what an image file holds, drawn by its upright size, resized to the square (C, crop, crop) uint8.
-
-    A JPEG is decoded at a half, a quarter or an eighth of its size where the box stays at least as large as the square.
-    """
-    with opened(content) as image:
-        return crop(image, resize_crop, box_of, content)
-
-
-def crop(image: Image.Image, resize_crop: ResizeCrop, box_of: BoxOf, content: bytes | None = None) -> Tensor:
-    """The same of a PIL image, best not read yet; `content` is its file, where there is one."""
-    width, height = upright_size(image)
-    box, side = box_of(width, height), resize_crop.crop
-    if content is not None and image.format == "JPEG" and image.mode in ("L", "RGB"):
-        if min(box[2] - box[0], box[3] - box[1]) < 2 * side:
-            with suppress(RuntimeError):  # what it does not read, Pillow may
-                return crop_resize(_read_jpeg(content, resize_crop.channels), resize_crop, box)
-        needed = math.ceil(width * side / (box[2] - box[0])), math.ceil(height * side / (box[3] - box[1]))
-        image.draft(None, needed if (width, height) == image.size else needed[::-1])  # type: ignore[attr-defined]
-    image = to_channels(ImageOps.exif_transpose(eight_bits(image, resize_crop.value_range)), resize_crop.channels)
-    if image.size == (width, height):
-        return as_tensor(image.crop(box).resize((side, side), _resampling(resize_crop)))
-    across, down = image.width / width, image.height / height
-    part = box[0] * across, box[1] * down, box[2] * across, box[3] * down
-    return as_tensor(image.resize((side, side), _resampling(resize_crop), box=part))
-
-
-def crop_resize(image: Tensor, resize_crop: ResizeCrop, box: Box) -> Tensor:
-    """A box of an image (C, H, W) uint8 that is already decoded, resized to the square."""
-    left, top, right, bottom = box
-    mode, side = tv.InterpolationMode(resize_crop.interpolation), resize_crop.crop
-    return tv.resize(image[:, top:bottom, left:right], [side, side], mode, antialias=True)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -251,10 +217,11 @@ def encode(image: Image.Image) -> bytes:
 
 def _decode_jpeg(content: bytes, resize_crop: ResizeCrop) -> Tensor:
     """A JPEG too small to be scaled while it is decoded: torchvision's decoder and resize are twice as fast."""
-    return resize_crop_batch(_read_jpeg(content, resize_crop.channels)[None], resize_crop)[0]
+    return resize_crop_batch(read_jpeg(content, resize_crop.channels)[None], resize_crop)[0]
 
 
-def _read_jpeg(content: bytes, channels: int) -> Tensor:
+def read_jpeg(content: bytes, channels: int) -> Tensor:
+    """A JPEG file as uint8 (C, H, W), upright; raises a RuntimeError for what torchvision does not read."""
     mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
     return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode, apply_exif_orientation=True)
 
@@ -274,7 +241,7 @@ def decode(image: Image.Image, resize_crop: ResizeCrop, size: tuple[int, int] | 
     if resize_crop.crop and (height, width) != (resize_crop.crop, resize_crop.crop):
         size, (left, top) = _resized(width, height, resize_crop)
         if size != image.size:
-            image = image.resize(size, _resampling(resize_crop))
+            image = image.resize(size, resampling(resize_crop))
         image = image.crop((left, top, left + resize_crop.crop, top + resize_crop.crop))
     return as_tensor(image)
 
@@ -285,8 +252,14 @@ def as_tensor(image: Image.Image) -> Tensor:
     return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
-def _resampling(resize_crop: ResizeCrop) -> Image.Resampling:
+def resampling(resize_crop: ResizeCrop) -> Image.Resampling:
+    """Pillow's name of the interpolation."""
     return Image.Resampling.BICUBIC if resize_crop.interpolation == "bicubic" else Image.Resampling.BILINEAR
+
+
+def resized(image: Tensor, size: tuple[int, int], resize_crop: ResizeCrop) -> Tensor:
+    """Images (…, C, H, W) uint8 of another width and height."""
+    return tv.resize(image, [size[1], size[0]], tv.InterpolationMode(resize_crop.interpolation), antialias=True)
 
 
 def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
@@ -296,7 +269,7 @@ def resize_crop_batch(image: Tensor, resize_crop: ResizeCrop) -> Tensor:
         image = tv.rgb_to_grayscale(image) if channels == 1 else image.expand(-1, channels, -1, -1)
     if resize_crop.crop and image.shape[-2:] != (resize_crop.crop, resize_crop.crop):
         (width, height), (left, top) = _resized(image.shape[-1], image.shape[-2], resize_crop)
-        image = tv.resize(image, [height, width], tv.InterpolationMode(resize_crop.interpolation), antialias=True)
+        image = resized(image, (width, height), resize_crop)
         image = image[:, :, top : top + resize_crop.crop, left : left + resize_crop.crop]
     return image
 

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgcls.images.decode import BoxOf, Original, ResizeCrop
+from imgcls.images.boxes import BoxOf
+from imgcls.images.decode import Original, ResizeCrop
 from imgcls.images.depth import ValueRange
 from imgcls.images.sources import Source
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from imgcls.errors import UserError, one_line
-from imgcls.images.decode import Box, ResizeCrop, crop_resize, opened, resize_crop_batch
+from imgcls.images.boxes import Box, crop_resize
+from imgcls.images.decode import ResizeCrop, opened, resize_crop_batch
 
 DEVICES = ("cuda",)
 

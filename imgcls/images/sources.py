@@ -18,13 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imgcls.errors import printable
+from imgcls.images.boxes import BoxOf, crop, crop_bytes, crop_resize
 from imgcls.images.decode import (
-    BoxOf,
     Original,
     ResizeCrop,
-    crop,
-    crop_bytes,
-    crop_resize,
     decode,
     decode_bytes,
     encode,

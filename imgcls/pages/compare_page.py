@@ -31,23 +31,45 @@ def write_page(path: Path, result: dict[str, Any], groups: Sequence[Group], pict
         groups: The groups that it compared.
         picture: A test image by its number and name, None if there is none of that name; None where none can be had.
     """
+    scored = {row["name"] for row in result["groups"]}
+    shown = {"classes": classes(result, groups), "disagreements": disagreeing(result, groups, picture)}
+    common = table_context(result, groups) | curves_context([group for group in groups if group.name in scored])
+    write_atomic(path, template("compare.html").render(common | shown))
+
+
+def table_context(result: dict[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+    """What the table of groups is made from."""
+    keys = sorted({k for row in result["groups"] for k in row["settings"]})
+    colors = {group.name: _color(k) for k, group in enumerate(groups)}
+    return {"result": result, "keys": keys, "colors": colors, "number": number}
+
+
+def curves_context(groups: Sequence[Group]) -> dict[str, Any]:
+    """What the curves of groups are made from."""
+    curves = [(title, curve) for key, title in CURVES.items() if (curve := _curves(groups, key))]
+    return {"curves": curves, "lines": [(group.name, _color(k)) for k, group in enumerate(groups)]}
+
+
+def classes(result: dict[str, Any], groups: Sequence[Group]) -> list[tuple[str, list[Any]]]:
+    """For each group but the baseline, its name and the classes that it judges most differently."""
+    base, others, tested = _against(result, groups)
+    return [(group.name, per_class(group, base, tested)[:MANY_CLASSES]) for group in others]
+
+
+def disagreeing(
+    result: dict[str, Any], groups: Sequence[Group], picture: Picture | None
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """For each group but the baseline, its name and the images that it judges most differently."""
+    base, others, tested = _against(result, groups)
+    return [(group.name, _named(group, base, tested, picture)) for group in others]
+
+
+def _against(result: dict[str, Any], groups: Sequence[Group]) -> tuple[Group, list[Group], str]:
+    """The baseline, the groups compared with it, and the set of images that they were tested on."""
     by_name = {group.name: group for group in groups}
     compared = [by_name[row["name"]] for row in result["groups"]]
     base = by_name[result["baseline"]]
-    keys = sorted({k for row in result["groups"] for k in row["settings"]})
-    curves = [(title, curve) for key, title in CURVES.items() if (curve := _curves(compared, key))]
-    others = [group for group in compared if group is not base]
-    tested = tested_on(result["metric"]) or "test"
-    page = template("compare.html").render(
-        result=result,
-        keys=keys,
-        colors=[_color(k) for k in range(len(compared))],
-        curves=curves,
-        classes=[(g.name, per_class(g, base, tested)[:MANY_CLASSES]) for g in others],
-        disagreements=[(g.name, _named(g, base, tested, picture)) for g in others],
-        number=number,
-    )
-    write_atomic(path, page)
+    return base, [group for group in compared if group is not base], tested_on(result["metric"]) or "test"
 
 
 def number(value: float | None, signed: bool = False) -> str:

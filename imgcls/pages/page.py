@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -55,5 +56,6 @@ def svg(axes: Axes) -> str:
     if not axes.lines:
         return ""
     text = io.StringIO()
-    axes.get_figure().savefig(text, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
+    with rc_context({"svg.hashsalt": "imgcls"}):  # the same figure is the same text
+        axes.get_figure().savefig(text, format="svg", metadata={"Date": None})  # type: ignore[union-attr]
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -16,13 +16,18 @@ EXPLAINED = {"grad_cam": "Where classes are seen (Grad-CAM)", "layers": "What la
 
 
 def write_report(run: RunFolder) -> None:
-    """Write report.html from the run's own files, whatever of them exists so far."""
+    """Write report.html."""
+    write_atomic(run.report, report(run))
+
+
+def report(run: RunFolder) -> str:
+    """The page from the run's own files, whatever of them exists so far."""
     rows = read_metrics(run)
     metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
-    page = template("report.html").render(
+    return template("report.html").render(
         name=f"{whose}/{run.path.name}",
         headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
         metrics=[(k, _number(v)) for k, v in sorted(metrics.items())],
@@ -35,7 +40,6 @@ def write_report(run: RunFolder) -> None:
         environment=_facts(read_json(run.environment)),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
-    write_atomic(run.report, page)
 
 
 def _number(value: Any) -> str:

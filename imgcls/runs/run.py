@@ -1,5 +1,6 @@
 """A run as its folder tells it: settings, metrics, environment, what it predicted."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,14 +91,23 @@ def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:
         path = Path(given)
         if not path.is_dir():
             raise UserError(f"{asked_by} {path}: there is no such folder")
-        configs = [path / "config.yaml"] if (path / "config.yaml").is_file() else sorted(path.rglob("config.yaml"))
-        # W&B keeps a file of that name below the run's folder
-        folders = [c.parent for c in configs if "wandb" not in c.relative_to(path).parts]
+        folders = run_folders(path)
         if not folders:
             raise UserError(f"{asked_by} {path}: holds no run (a folder with config.yaml and metrics.json)")
         for folder in folders:
             found.setdefault(folder.resolve(), Run(RunFolder(folder)))
     return list(found.values())
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Folders of runs in and below a folder, in order; what lies in a run's folder is the run's own."""
+    found = []
+    for folder, below, files in os.walk(path, followlinks=True):
+        below.sort()
+        if "config.yaml" in files:
+            below.clear()
+            found.append(Path(folder))
+    return found
 
 
 def flatten(value: Any, prefix: str = "") -> Settings:

@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError, near
-from imgcls.science.groups import Group
+from imgcls.science.groups import Group, short
 from imgcls.science.planning import outlook
-from imgcls.science.statistics import compare_images, compare_scores, holm, mean_over_seeds, verdict
+from imgcls.science.statistics import (
+    Comparison,
+    Estimate,
+    compare_images,
+    compare_scores,
+    compare_splits,
+    holm,
+    mean_over_seeds,
+    verdict,
+)
 
 LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds")
 DISAGREEMENTS = 24
@@ -40,18 +49,13 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
     base = scored[_find(scored, baseline)]
     higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
     others = [group for group in scored if group is not base]
-    tested = tested_on(metric)
-    pairs = [shared_images(group, base, tested) if tested else None for group in others]
-    found = [
-        compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
-        for group, pair in zip(others, pairs, strict=True)
-    ]
+    found = [compare_groups(group, base, metric) for group in others]
     judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
     rows, untold = [], []
     for number, group in enumerate(scored):
         row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
         row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
-        row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_over_seeds(row["scores"]))}
+        row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_of(group, metric))}
         if group is not base:
             comparison, adjusted = next(judged)
             row |= asdict(comparison) | {"adjusted_p": adjusted, "verdict": verdict(comparison, adjusted, higher)}
@@ -60,10 +64,40 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
                 untold.append(f"{group.name}: cannot tell: {found_out.words}")
         rows.append(row)
     notes = _notes(groups, scored, metric) + untold
-    if tested and None in pairs:
+    tested = None if any(group.over for group in scored) else tested_on(metric)
+    if tested and not all(shared_images(group, base, tested) for group in others):
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
+
+
+def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
+    """By the test that fits: over splits, over seeds and shared test images, or over seeds."""
+    if group.over or base.over:
+        ours, theirs = group.by_split(metric), base.by_split(metric)
+        shared = [key for key in ours if key in theirs]
+        means = [[float(np.mean(of[key])) for key in shared] for of in (ours, theirs)]
+        return compare_splits(means[0], means[1], _ratio(group))
+    tested = tested_on(metric)
+    pair = shared_images(group, base, tested) if tested else None
+    return compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
+
+
+def mean_of(group: Group, metric: str) -> Estimate:
+    """The mean over seeds or splits, with its interval."""
+    if not group.over:
+        return mean_over_seeds(group.scores(metric))
+    means = [float(np.mean(scores)) for scores in group.by_split(metric).values()]
+    return compare_splits(means, [0.0] * len(means), _ratio(group)).difference
+
+
+def _ratio(group: Group) -> float:
+    """Test images to training images of a split."""
+    sizes = [run.environment.get("data", {}).get("images", {}) for run in group.runs]
+    ratios = [one.get("test", one.get("val", 0)) / one["train"] for one in sizes if one.get("train")]
+    if not ratios:
+        raise UserError(f"{group.runs[0].folder.environment}: does not say how many images each part has")
+    return float(np.mean(ratios))
 
 
 def tested_on(metric: str) -> str | None:
@@ -137,8 +171,19 @@ def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> lis
         if without:
             why = "(unfinished, failed, or not tested)"
             notes.append(f"left out, as they have no {metric} {why}: {', '.join(without)}")
-        if len({str(run.seed) for run in group.runs}) < len(group.runs):
+        alike = [(str(run.seed), *(run.settings.get(key) for key in group.over)) for run in group.runs]
+        if len(set(alike)) < len(group.runs):
             notes.append(f"{group.name}: the same seed comes more than once; equal runs are not independent evidence")
+    over = sorted({short(key) for group in scored for key in group.over})
+    if over:
+        keys = ", ".join(over)
+        notes.append(
+            f"runs are pooled over {keys}: each split is one value, the mean of its seeds; intervals and p-values know "
+            "that training sets overlap"
+        )
+    split = [set(group.by_split(metric)) for group in scored if group.over]
+    if any(one != split[0] for one in split):
+        notes.append("groups were not run on the same splits: differences are of those that both have")
     single = [group.name for group in scored if len(group.scores(metric)) == 1]
     if single and len(scored) > 1:
         notes.append(

@@ -1,13 +1,15 @@
 """Runs that differ in the seed alone are a group; a group is named by the settings in which the groups differ."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from imgcls.errors import UserError, near
 from imgcls.runs.run import Run, Settings
 
 SEEDS = ("seed_everything", "data.init_args.seed")
+SPLIT, FOLD, MEASURED = "data.init_args.split_seed", "data.init_args.fold", "data.init_args.value_range"
 # prefixes of settings that say where and how fast a run was computed and what it wrote, not what was computed
 INCIDENTAL = tuple(
     "trainer.logger trainer.default_root_dir trainer.enable_ checkpoint. last_checkpoint. nonfinite. experiment "
@@ -18,28 +20,56 @@ INCIDENTAL = tuple(
 
 @dataclass
 class Group:
-    """Runs that differ in the seed alone.
+    """Runs that differ in the seed alone, or also in how the images were split.
 
     Attributes:
         runs: The runs, by seed.
         name: The settings that tell the group from the others.
         settings: Those settings.
+        over: Settings that tell the splits from one another.
     """
 
     runs: list[Run]
     name: str = ""
     settings: Settings | None = None
+    over: tuple[str, ...] = ()
 
     def scores(self, metric: str) -> list[float]:
         """The metric of each run that has it."""
         return [r.metrics[metric] for r in self.runs if r.metrics.get(metric) is not None]
 
+    def by_split(self, metric: str) -> dict[tuple[Any, ...], list[float]]:
+        """The metric of the runs on each split."""
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for run in self.runs:
+            if run.metrics.get(metric) is not None:
+                found.setdefault(tuple(run.settings.get(key) for key in self.over), []).append(run.metrics[metric])
+        return found
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Groups in the order of their names; a run that was repeated with the same seed stays a run of its own."""
+
+def group_runs(runs: Iterable[Run], over: Sequence[str] = ()) -> list[Group]:
+    """Groups in the order of their names; a run that was repeated with the same seed stays a run of its own.
+
+    Args:
+        runs: The runs.
+        over: Settings, as one gives them on the command line, that tell splits of the images from one another, and do
+            not divide groups. The seed of the split, and the fold where it is the test part, are found by themselves
+            where runs are alike but for them.
+
+    Raises:
+        UserError: No run has such a setting.
+    """
+    runs = list(runs)
+    known = {short(key): key for run in runs for key in run.settings}
+    for key in over:
+        if key not in known:
+            raise UserError(
+                f"--over {key}: no run has this setting{near(key, known)}; such as data.fold,data.split_seed"
+            )
+    apart = {known[key] for key in over} | _splits(runs)
     by_identity: dict[str, Group] = {}
     for run in runs:
-        by_identity.setdefault(_identity(run), Group([])).runs.append(run)
+        by_identity.setdefault(_identity(run, apart), Group([], over=tuple(sorted(apart)))).runs.append(run)
     groups = list(by_identity.values())
     chosen: list[Settings] = [json.loads(identity) for identity in by_identity]
     keys = sorted({k for settings in chosen for k in settings})
@@ -52,9 +82,23 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     return sorted(groups, key=lambda group: group.name)
 
 
-def _identity(run: Run) -> str:
-    """Everything that makes up what was run, but for the seed."""
-    kept = {k: v for k, v in run.settings.items() if k not in SEEDS and not k.startswith(INCIDENTAL)}
+def _splits(runs: Sequence[Run]) -> set[str]:
+    """Settings of the split in which runs differ that are alike otherwise."""
+    values: dict[str, list[Run]] = {}
+    for run in runs:
+        values.setdefault(_identity(run, {SPLIT, FOLD}), []).append(run)
+    folds = [FOLD] if all(run.settings.get("data.init_args.fold_part") == "test" for run in runs) else []
+    return {
+        key
+        for key in (SPLIT, *folds)
+        if any(len({run.settings.get(key) for run in alike}) > 1 for alike in values.values())
+    }
+
+
+def _identity(run: Run, over: set[str]) -> str:
+    """Everything that makes up what was run, but for the seed and what tells splits from one another."""
+    apart = {*SEEDS, *over, *([MEASURED] if over else [])}  # each split measures its own range
+    kept = {k: v for k, v in run.settings.items() if k not in apart and not k.startswith(INCIDENTAL)}
     return json.dumps(kept, sort_keys=True, default=str)
 
 

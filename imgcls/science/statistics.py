@@ -89,6 +89,25 @@ def compare_scores(group: Sequence[float], baseline: Sequence[float]) -> Compari
     return _student(difference, variance, freedom, "Welch's t-test over seeds", design)
 
 
+def compare_splits(group: Sequence[float], baseline: Sequence[float], ratio: float) -> Comparison:
+    """The corrected resampled t-test of two scores on each of J splits of the same images.
+
+    Training sets overlap, so that the differences of J splits say less than J independent ones: their mean has the
+    variance (1/J + ratio) s² in place of s²/J (Nadeau and Bengio, Inference for the Generalization Error, Machine
+    Learning 2003, section 5), with J - 1 degrees of freedom.
+
+    Args:
+        group: A score for each split, such as the mean over its seeds.
+        baseline: Likewise, of the same splits in the same order.
+        ratio: Test images to training images of a split.
+    """
+    difference, count = np.subtract(group, baseline), len(group)
+    mean, method = float(np.mean(difference)), f"corrected resampled t-test over {count} splits"
+    if count < 2:
+        return Comparison(Estimate(mean, math.nan, math.nan), math.nan, "one split: no test", False)
+    return _student(mean, (1 / count + ratio) * float(np.var(difference, ddof=1)), count - 1, method)
+
+
 def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Paired t-test of two scores of the same S runs."""
     differences = [a - b for a, b in zip(group, baseline, strict=True)]

@@ -132,7 +132,7 @@ def _wandb_options(options: dict[str, Any], run: RunFolder, experiment: str, con
     chosen: dict[str, Any] = {key: options.get(key) or value for key, value in default.items()}
     chosen |= {"save_dir": str(run.path.resolve()), "resume": "allow", "config": config}
     online = not options.get("offline") and os.environ.get("WANDB_MODE", "online") == "online"
-    if online and rank_zero_only.rank == 0 and (reason := _wandb_unusable()):  # type: ignore[attr-defined]
+    if online and rank_zero_only.rank == 0 and (reason := wandb_unusable()):  # type: ignore[attr-defined]
         chosen |= {"offline": True, "mode": "offline"}
         # without a key, nobody has asked for more than the record here
         level = logging.DEBUG if reason == NO_KEY else logging.WARNING
@@ -148,7 +148,7 @@ def parts_of(config: dict[str, Any]) -> list[str]:
     return [name[:64] for name in names]
 
 
-def _wandb_unusable() -> str | None:
+def wandb_unusable() -> str | None:
     """Why runs cannot be sent to W&B now; None if they can."""
     import wandb
 
