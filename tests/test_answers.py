@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from imgcls.errors import UserError
-from imgcls.pages.answer import by_number, write_answer
+from imgcls.pages.answer import by_number, draw_differences, write_answer
 from imgcls.science.power_law import fit_power_law
 from imgcls.science.question import arms_of, judge, read_question
 from imgcls.science.statistics import compare_pairs
@@ -115,6 +115,42 @@ def test_numbers_make_lines_and_a_power_law(tmp_path):
     assert "Continued to 3,200 images" in text and "nothing was trained there" in text
 
 
+AXES = """baseline = "plain"
+without = ["*-400-40"]
+[axes.images]
+100 = ["--data.train_fraction=0.1"]
+400 = []
+[axes.epochs]
+10 = ["--trainer.max_epochs=10"]
+40 = ["--trainer.max_epochs=40"]
+"""
+
+
+def test_axes_multiply_the_arms_and_each_is_compared_with_the_baseline_of_its_values(tmp_path):
+    rng = np.random.default_rng(0)
+    shares = {"100-10": (0.7, 0.6), "100-40": (0.7, 0.8), "400-10": (0.9, 0.9)}  # the lines cross at 100 images
+    right = {f"{f}-{v}": rng.random((3, 4000)) < s[f != "plain"] for v, s in shares.items() for f in ("plain", "all")}
+    runs = plant(tmp_path / "grid", right, AXES)
+    for path in (tmp_path / "grid").glob("*-*.yaml"):
+        path.unlink()
+    for name in ("plain", "all"):
+        (tmp_path / f"grid/{name}.yaml").write_text("# A file.\n")
+    question = read_question(tmp_path / "grid")
+    assert list(question.arms) == [f"{name}-{values}" for name in ("plain", "all") for values in shares]
+    assert question.arms["all-100-40"].options == ("--data.train_fraction=0.1", "--trainer.max_epochs=40")
+    groups = arms_of(question, runs)
+    rows = [row.split(" | ") for row in write_answer(question, groups, tmp_path / "f.png", "f.png").splitlines()]
+    verdicts = {tuple(row[:3]): row[-1].rstrip(" |") for row in rows if row[0].startswith("| ") and len(row) > 4}
+    assert verdicts["| 100", "10", "all"] == "worse" and verdicts["| 100", "40", "all"] == "better"
+    assert verdicts["| 400", "10", "plain"] == "baseline" and len(verdicts) == 7
+    figure = draw_differences(question, groups)
+    assert [axes.get_title() for axes in figure.axes] == ["100 images", "400 images"]
+    (line,) = figure.axes[0].containers
+    assert line.get_label() == "all" and [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10", "40"]
+    below, above = line.lines[0].get_ydata()
+    assert list(line.lines[0].get_xdata()) == [0, 1] and -0.13 < below < -0.07 and 0.07 < above < 0.13
+
+
 def test_the_power_law_is_found_where_it_was_planted(monkeypatch):
     monkeypatch.setattr("imgcls.science.power_law.RESAMPLES", 60)
     rng = np.random.default_rng(0)
@@ -137,6 +173,10 @@ def test_the_power_law_is_found_where_it_was_planted(monkeypatch):
         ("metrics = 3", "metrics: 3 is not a list"),
         ('claims = {"a" = "plain >= better"}', "is not of the form 'ARM > ARM'"),
         ('claims = {"a" = "plain > best"}', "best is not one of the arms"),
+        ("axes = {epochs = [10, 40]}", "axes: epochs: [10, 40] is not a table of values with a list of options"),
+        ("axes = {epochs = {10 = 10}}", "axes: epochs: {'10': 10} is not a table of values"),
+        ("axes = {epochs = {}}", "axes: epochs: {} is not a table of values"),
+        ("without = ['best-*']", "without: 'best-*' is none of the arms plain, better"),
     ],
 )
 def test_mistakes_are_named(tmp_path, line, message):

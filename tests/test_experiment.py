@@ -107,6 +107,26 @@ def test_a_sweep_and_a_job_array_say_the_same(question, imgcls):
     assert checked.returncode == 0 and not Path("runs").exists()
 
 
+def test_options_of_an_axis_come_after_those_of_the_command_line(question, imgcls):
+    path = question / "question.toml"
+    path.write_text(
+        path.read_text() + '[axes.epochs]\n1 = ["--trainer.max_epochs=1"]\n2 = ["--trainer.max_epochs=2"]\n'
+    )
+    code, out, _ = imgcls("experiment", question, "--print", "slurm", "--trainer.max_epochs=9")
+    assert code == 0 and "--array=0-7" in out and "/low-2/seed-1 --trainer.max_epochs=9 --trainer.max_epochs=2'" in out
+    code, _, err = imgcls("experiment", question, "--print", "wandb")
+    assert code == 2 and "use --print slurm" in err
+
+
+def test_a_changed_config_among_the_options_is_noticed(question):
+    extra = question.parent / "extra.yaml"
+    extra.write_text("# More.\nmodel: {lr: 0.1}\n")
+    job = Job("low", question / "low.yaml", 0, RunFolder("runs/rates/low/seed-0"), ("--config", str(extra)))
+    before = job.settings()
+    extra.write_text("# More.\nmodel: {lr: 0.2}\n")
+    assert job.settings() != before
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -19,7 +19,7 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.processes import last_line, start_run
 from imgcls.science.comparison import compare
-from imgcls.science.question import Question, arms_of, judge, read_question
+from imgcls.science.question import Question, arms_of, by_values, judge, read_question
 from imgcls.system.files import read_json, write_atomic
 
 
@@ -46,7 +46,7 @@ class Job:
 
     def settings(self) -> str:
         """Hash of everything that the run is made from."""
-        files = config_files(expand_configs(["--config", str(self.config)]))
+        files = config_files(expand_configs(["--config", str(self.config), *self.options]))
         text = "\n".join([*(f.read_text(encoding="utf-8") for f in files), *self.options])
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -62,25 +62,29 @@ def main(words: list[str]) -> int:
     question = read_question(options.folder)
     out = options.out or Path("runs") / question.folder.resolve().name
     jobs = [
-        Job(arm, config, seed, RunFolder(out / arm / f"seed-{seed}"), (*question.options, *rest))
+        Job(name, arm.config, seed, RunFolder(out / name / f"seed-{seed}"), (*question.options, *rest, *arm.options))
         for seed in question.seeds
-        for arm, config in question.arms.items()
+        for name, arm in question.arms.items()
     ]
+    if options.print == "wandb" and question.axes:
+        raise UserError("--print wandb: its grid cannot give each arm of [axes] options of its own; use --print slurm")
     if options.print:
         print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, jobs))
         return 0
     print(f"{question.question}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
     failed = run_jobs(jobs, question.metric, max(1, options.jobs))
-    groups = arms_of(question, out)
-    result = compare(groups, question.metric, question.baseline)
-    print()
-    print_comparison(result)
-    for claim in judge(question, groups):
-        print(f"\n{claim.text}: {claim.answer}")
     from imgcls.pages.compare_page import write_page
 
-    write_page(out / "compare.html", result, groups)
-    print(f"\npage: {out / 'compare.html'}")
+    groups = arms_of(question, out)
+    for values, alike in by_values(question, groups).items():
+        result = compare(alike, question.metric, question.baseline)
+        page = out / f"{'-'.join(['compare', *values])}.html"
+        print("", *(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True)), sep="\n")
+        print_comparison(result)
+        write_page(page, result, alike)
+        print(f"\npage: {page}")
+    for claim in judge(question, groups):
+        print(f"\n{claim.text}: {claim.answer}")
     for job, code in failed:
         which = f"{job.arm}, seed {job.seed} (exit code {code})"
         print(f"failed: {which}: {last_line(job.log)}; see {job.log}", file=sys.stderr)
@@ -147,7 +151,7 @@ def _sweep(question: Question, rest: Sequence[str]) -> str:
         "method": "grid",
         "metric": {"name": question.metric, "goal": "maximize"},
         "parameters": {
-            "config": {"values": [str(path) for path in question.arms.values()]},
+            "config": {"values": [str(arm.config) for arm in question.arms.values()]},
             "seed_everything": {"values": question.seeds},
         },
         "command": ["${env}", "${interpreter}", "-m", "imgcls", "fit", "${args}", *question.options, *rest],

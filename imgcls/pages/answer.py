@@ -13,7 +13,7 @@ from imgcls.errors import UserError
 from imgcls.science.comparison import compare
 from imgcls.science.groups import Group
 from imgcls.science.power_law import PowerLaw, fit_power_law
-from imgcls.science.question import Claim, Question, judge
+from imgcls.science.question import Claim, Question, by_values, judge
 from imgcls.science.statistics import Estimate, mean_over_seeds, p_value_text
 from imgcls.system.files import read_json
 
@@ -32,7 +32,8 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
     lines, _ = by_number(groups)
     law = _law(question, lines)
     figure.parent.mkdir(parents=True, exist_ok=True)
-    draw(question, groups, law).savefig(figure, metadata={"Software": None})
+    drawn = draw_differences(question, groups) if question.axes else draw(question, groups, law)
+    drawn.savefig(figure, metadata={"Software": None})
     claims = judge(question, groups)
     seeds = sorted({str(run.seed) for group in groups for run in group.runs})
     minutes = sum(run.metrics.get("fit/seconds") or 0 for group in groups for run in group.runs) / 60
@@ -63,12 +64,9 @@ def by_number(groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
 def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = None) -> Figure:
     """The figure: accuracy by severity, lines over a number, or one point for each arm; with 95 % intervals."""
     panels = question.severities or question.metrics
-    figure = Figure(figsize=(max(5.6, 2.9 * len(panels)), 3.4), layout="constrained", dpi=110)
-    grid = figure.subplots(1, len(panels), sharey=bool(question.severities), squeeze=False)[0]
+    figure, grid = _panels(len(panels), sharey=bool(question.severities))
     lines, others = by_number(groups)
     for axes, panel in zip(grid, panels, strict=True):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
         if question.severities:
             _by_severity(axes, groups, panel)
         elif lines:
@@ -83,6 +81,39 @@ def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = Non
     if question.severities or lines:
         grid[0].legend(frameon=False, fontsize=8)
     return figure
+
+
+def draw_differences(question: Question, groups: Sequence[Group]) -> Figure:
+    """Differences from the baseline of the same values, over the last axis; panels for the values of the others."""
+    panels: dict[tuple[str, ...], dict[str, list[tuple[int, Estimate]]]] = {}
+    *others, (last, known) = question.axes.items()
+    for values, alike in by_values(question, groups).items():
+        lines = panels.setdefault(values[:-1], {})
+        for row in compare(alike, question.metric, question.baseline)["groups"]:
+            if "difference" in row:
+                place = [*known].index(values[-1])
+                lines.setdefault(row["name"], []).append((place, Estimate(**row["difference"])))
+    figure, grid = _panels(len(panels), sharey=True)
+    linestyle = ":" if all(value.isdigit() for value in known) else "none"
+    for axes, (values, lines) in zip(grid, panels.items(), strict=True):
+        axes.axhline(0, linewidth=1, color="#8a8f98")
+        for k, (name, line) in enumerate(lines.items()):
+            beside = 0.08 * (k - (len(lines) - 1) / 2)  # so that intervals do not hide each other
+            _error_bars(axes, [x + beside for x, _ in line], [e for _, e in line], label=name, linestyle=linestyle)
+        title = ", ".join(f"{value} {axis}" for (axis, _), value in zip(others, values, strict=True))
+        axes.set(title=title, xlabel=last, xticks=range(len(known)), xticklabels=known, xlim=(-0.5, len(known) - 0.5))
+    grid[0].set_ylabel(f"{question.metric} minus {question.baseline}'s")
+    grid[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(max(5.6, 2.9 * count), 3.4), layout="constrained", dpi=110)
+    grid = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    for axes in grid:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
 
 
 def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> None:
@@ -164,11 +195,12 @@ def _layers(question: Question, groups: Sequence[Group], figure: Path, link: str
 
 
 def _table(question: Question, groups: Sequence[Group]) -> str:
-    result = {row["name"]: row for row in compare(groups, question.metric, question.baseline)["groups"]}
-    head = ["arm", "runs", *question.metrics, f"against {question.baseline}"]
+    head = [*question.axes, "arm", "runs", *question.metrics, f"against {question.baseline}"]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for group in groups:
-        row = result.get(group.name, {})
-        means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
-        rows.append(f"| {' | '.join([group.name, str(len(group.runs)), *means, row.get('verdict', 'baseline')])} |")
+    for values, alike in by_values(question, groups).items():
+        result = {row["name"]: row for row in compare(alike, question.metric, question.baseline)["groups"]}
+        for group in alike:
+            means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
+            verdict = result.get(group.name, {}).get("verdict", "baseline")
+            rows.append(f"| {' | '.join([*values, group.name, str(len(group.runs)), *means, verdict])} |")
     return "\n".join(rows)

@@ -4,7 +4,9 @@ import math
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,33 @@ SIDE = r"([^\s:]+)(?::(\S+))?"
 
 
 @dataclass(frozen=True)
+class Arm:
+    """A config, the value that it takes on each axis, and the options of these values."""
+
+    config: Path
+    values: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Question:
     """A folder with one config per arm and a question.toml beside them.
+
+    Axes multiply the arms: `[axes.epochs]` with `10 = ["--trainer.max_epochs=10"]` and `40 = […]` makes NAME-10 and
+    NAME-40 of NAME.yaml, and a second axis makes NAME-VALUE-VALUE. These options come last: no command line makes two
+    arms equal. Arms are compared with the baseline of the same values; the figure shows these differences over the
+    last axis, in a panel for each combination of the other axes' values.
 
     Attributes:
         folder: The folder.
         question: In words.
         seeds: Seeds of every arm.
-        baseline: Name of the arm that the others are compared with.
+        baseline: Name of the arm (with axes, of its file) that the others are compared with.
         metric: What is compared.
         metrics: What is shown of each arm; where it is given, its first is compared.
         options: Further options of every fit.
+        axes: Of each axis its values, and of each value its options of the fit.
+        without: Patterns of arms that the axes make and that are not run, such as `*-5400-160`.
         claims: Claim in words, and as `ARM > ARM`; `ARM:METRIC` for another metric than the first.
         severities: Variations whose accuracy the figure shows by severity.
         xlabel: Name of the number in arms called NAME-NUMBER, which the figure shows as lines over that number.
@@ -46,6 +64,8 @@ class Question:
     metric: str = "test/acc"
     metrics: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
+    axes: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    without: list[str] = field(default_factory=list)
     claims: dict[str, str] = field(default_factory=dict)
     severities: list[str] = field(default_factory=list)
     xlabel: str = ""
@@ -59,12 +79,16 @@ class Question:
         return self.folder.resolve().name
 
     @property
-    def arms(self) -> dict[str, Path]:
-        """Config of each arm by its name: the baseline, then the others, numbers in order."""
+    def arms(self) -> dict[str, Arm]:
+        """The arms by name: the baseline, then the others, numbers in order; of each file all values of the axes."""
         paths = {path.stem: path for path in self.folder.glob("*.yaml")}
         numbered = self.baseline.rpartition("-")[2].isdigit()
         names = sorted(paths, key=lambda name: (name != self.baseline and not numbered, _natural(name)))
-        return {name: paths[name] for name in names}
+        found = {}
+        for name, values in product(names, product(*self.axes.values())):
+            words = (str(word) for axis, value in zip(self.axes.values(), values, strict=True) for word in axis[value])
+            found["-".join([name, *values])] = Arm(paths[name], values, tuple(words))
+        return {name: arm for name, arm in found.items() if not any(fnmatch(name, p) for p in self.without)}
 
 
 @dataclass(frozen=True)
@@ -120,12 +144,20 @@ def read_question(folder: Path) -> Question:
         if not isinstance(value, known[key]):
             raise UserError(f"{path}: {key}: {value!r} is not {KINDS[known[key]]}")
     metrics = content.get("metrics") or [content.get("metric", blank.metric)]
+    for axis, values in content.get("axes", {}).items():
+        if not isinstance(values, dict) or {type(options) for options in values.values()} != {list}:
+            wanted = 'a table of values with a list of options each: 40 = ["--trainer.max_epochs=40"]'
+            raise UserError(f"{path}: axes: {axis}: {values!r} is not {wanted}")
     question = Question(folder, **{"question": folder.name, **content, "metric": metrics[0], "metrics": metrics})
     if not question.arms:
         raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
-    for key, arm in (("baseline", question.baseline), ("layers", question.layers or question.baseline)):
-        if arm not in question.arms:
-            raise UserError(f"{path}: {key} {arm!r} is not one of the arms {', '.join(question.arms)}")
+    for pattern in question.without:
+        if not any(fnmatch(name, pattern) for name in replace(question, without=[]).arms):
+            raise UserError(f"{path}: without: {pattern!r} is none of the arms {', '.join(question.arms)}")
+    files = list(dict.fromkeys(arm.config.stem for arm in question.arms.values()))
+    for key, name, names in (("baseline", question.baseline, files), ("layers", question.layers, list(question.arms))):
+        if name not in names and (name or key == "baseline"):
+            raise UserError(f"{path}: {key} {name!r} is not one of the arms {', '.join(names)}")
     if question.xscale not in ("linear", "log"):
         raise UserError(f"{path}: xscale: {question.xscale!r} is not linear or log")
     if question.fit not in ("", "power law"):
@@ -148,6 +180,15 @@ def arms_of(question: Question, runs: Path) -> list[Group]:
     for group in groups:
         group.settings = telling.get(id(group.runs[0]), {})
     return groups
+
+
+def by_values(question: Question, groups: Sequence[Group]) -> dict[tuple[str, ...], list[Group]]:
+    """The groups by their values on the axes, named by their files; not those of which no run has the metric."""
+    arms, found = question.arms, dict[tuple[str, ...], list[Group]]()
+    for group in groups:
+        arm = arms[group.name]
+        found.setdefault(arm.values, []).append(replace(group, name=arm.config.stem))
+    return {values: alike for values, alike in found.items() if any(group.scores(question.metric) for group in alike)}
 
 
 def judge(question: Question, groups: Sequence[Group]) -> list[Claim]:
