@@ -9,7 +9,7 @@ from imgcls.errors import UserError, near
 from imgcls.runs.run import Run, Settings
 
 SEEDS = ("seed_everything", "data.init_args.seed")
-SPLIT, FOLD, MEASURED = "data.init_args.split_seed", "data.init_args.fold", "data.init_args.value_range"
+SPLIT, MEASURED = "data.init_args.split_seed", "data.init_args.value_range"
 # prefixes of settings that say where and how fast a run was computed and what it wrote, not what was computed
 INCIDENTAL = tuple(
     "trainer.logger trainer.default_root_dir trainer.enable_ checkpoint. last_checkpoint. nonfinite. experiment "
@@ -53,8 +53,7 @@ def group_runs(runs: Iterable[Run], over: Sequence[str] = ()) -> list[Group]:
     Args:
         runs: The runs.
         over: Settings, as one gives them on the command line, that tell splits of the images from one another, and do
-            not divide groups. The seed of the split, and the fold where it is the test part, are found by themselves
-            where runs are alike but for them.
+            not divide groups. The seed of the split is found by itself where runs are alike but for it.
 
     Raises:
         UserError: No run has such a setting.
@@ -83,16 +82,11 @@ def group_runs(runs: Iterable[Run], over: Sequence[str] = ()) -> list[Group]:
 
 
 def _splits(runs: Sequence[Run]) -> set[str]:
-    """Settings of the split in which runs differ that are alike otherwise."""
-    values: dict[str, list[Run]] = {}
+    """The seed of the split, where runs differ in it that are alike otherwise."""
+    values: dict[str, set[Any]] = {}
     for run in runs:
-        values.setdefault(_identity(run, {SPLIT, FOLD}), []).append(run)
-    folds = [FOLD] if all(run.settings.get("data.init_args.fold_part") == "test" for run in runs) else []
-    return {
-        key
-        for key in (SPLIT, *folds)
-        if any(len({run.settings.get(key) for run in alike}) > 1 for alike in values.values())
-    }
+        values.setdefault(_identity(run, {SPLIT}), set()).add(run.settings.get(SPLIT))
+    return {SPLIT} if any(len(of_alike) > 1 for of_alike in values.values()) else set()
 
 
 def _identity(run: Run, over: set[str]) -> str:
