@@ -65,11 +65,15 @@ def log_to_wandb(result: dict[str, Any], project: str) -> None:
         rows.append(
             [row["name"], len(row["scores"]), *(None if f is None or math.isnan(f) else f for f in figures), *about]
         )
-    mode: Any = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
+    mode = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
     chosen = {"metric": result["metric"], "baseline": result["baseline"], "notes": result["notes"]}
-    with wandb.init(
-        project=project, name=f"by {result['metric']}", job_type="comparison", mode=mode, config=chosen
-    ) as run:
+    options: dict[str, Any] = {
+        "name": f"by {result['metric']}",
+        "job_type": "comparison",
+        "config": chosen,
+        "mode": mode,
+    }
+    with wandb.init(project=project, dir=Path.cwd(), **options) as run:  # W&B remembers the folder of an earlier record
         run.log({"comparison": wandb.Table(columns=columns, data=rows)})
         print(f"W&B: {run.url or run.dir}")
 
