@@ -14,20 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import InterpolationMode
 
+from imgcls.augment.other_libraries import TORCHVISION
 from imgcls.augment.pipeline import Pipeline
-from imgcls.augment.policy import AugMix, AutoAugment, Policy, RandAugment, TorchvisionRandAugment, TrivialAugmentWide
+from imgcls.augment.policy import AugMix, AutoAugment, RandAugment, TorchvisionRandAugment, TrivialAugmentWide
 from imgcls.images.listing import list_images
 
 COUNT = 128
-PEERS: dict[type[Policy], type[v2.Transform]] = {
-    TrivialAugmentWide: v2.TrivialAugmentWide,
-    TorchvisionRandAugment: v2.RandAugment,
-    AutoAugment: v2.AutoAugment,
-    AugMix: v2.AugMix,
-    RandAugment: v2.RandAugment,
-}
+POLICIES = (TrivialAugmentWide, TorchvisionRandAugment, AutoAugment, AugMix, RandAugment)
 
 
 def main() -> None:
@@ -43,17 +38,19 @@ def main() -> None:
     batch = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]).contiguous()
     label = torch.zeros(len(batch), dtype=torch.int64)
     print(f"{'policy':<24}{'nearest':>9}{'bilinear':>9}{'ours':>9}{'ours / nearest':>16}")
-    for ours, theirs in PEERS.items():
-        pipeline = Pipeline([ours()])
+    for kind in POLICIES:
+        policy = kind()
+        pipeline, nearest, bilinear = Pipeline([policy]), *(TORCHVISION[kind](policy) for _ in range(2))
+        bilinear.interpolation = InterpolationMode.BILINEAR
         ways: list[Callable[[], object]] = [
             lambda way=way: [way(picture) for picture in pictures]  # type: ignore[misc]
-            for way in (theirs(), theirs(interpolation=InterpolationMode.BILINEAR))  # type: ignore[call-arg]
+            for way in (nearest, bilinear)
         ]
         ways.append(lambda pipeline=pipeline: pipeline(batch, label))  # type: ignore[misc]
         speeds = [[_speed(way, len(batch), seed) for way in ways] for seed in range(-1, options.rounds)][1:]
         medians = [statistics.median(of) for of in zip(*speeds, strict=True)]
         ratio = statistics.median(row[2] / row[0] for row in speeds)
-        print(f"{ours.__name__:<24}{medians[0]:9,.0f}{medians[1]:9,.0f}{medians[2]:9,.0f}{ratio:16.2f}", flush=True)
+        print(f"{kind.__name__:<24}{medians[0]:9,.0f}{medians[1]:9,.0f}{medians[2]:9,.0f}{ratio:16.2f}", flush=True)
 
 
 def _speed(way: Callable[[], object], images: int, seed: int) -> float:

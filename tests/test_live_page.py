@@ -110,7 +110,7 @@ def test_it_follows_runs_and_reads_only_what_changed(runs, monkeypatch):
     watched.look()
     assert watched.version == 2 and set(watched.runs) == {*first, runs / "new"} - {runs / "high/0"}
     changed = {folder for folder in first if folder in watched.runs and watched.runs[folder] is not first[folder]}
-    assert changed == {runs / "low/1"} and watched.rows[runs / "low/1"][-1]["acc"] == "0.77"
+    assert changed == {runs / "low/1"} and watched.runs[runs / "low/1"].rows[-1]["acc"] == "0.77"
 
     (runs / "new/config.yaml").write_text("[broken")
     watched.look()

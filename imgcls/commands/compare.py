@@ -39,10 +39,10 @@ def main(words: list[str]) -> int:
     if options.json:
         write_json(options.json, result)
     if options.out:
-        from imgcls.pages.compare_page import write_page
+        from imgcls.pages.compare_page import baseline_of, write_page
 
-        base = next(group for group in groups if group.name == result["baseline"])
-        write_page(options.out, result, groups, pictures(base.runs[0].folder.path, tested_on(options.metric)))
+        run = baseline_of(result, groups).runs[0].folder.path
+        write_page(options.out, result, groups, pictures(run, tested_on(options.metric)))
         print(f"page: {options.out}")
     if options.wandb:
         log_to_wandb(result, options.wandb)
@@ -60,20 +60,13 @@ def log_to_wandb(result: dict[str, Any], project: str) -> None:
     rows = []
     for row in result["groups"]:
         difference = row.get("difference", {})
-        figures = [one.get(key) for one in (row["mean"], difference) for key in ("value", "low", "high")]
-        about = [row.get("adjusted_p"), row.get("verdict", "baseline")]
-        rows.append(
-            [row["name"], len(row["scores"]), *(None if f is None or math.isnan(f) else f for f in figures), *about]
-        )
+        figures = [one.get(key, math.nan) for one in (row["mean"], difference) for key in ("value", "low", "high")]
+        known = [None if math.isnan(figure) else figure for figure in figures]
+        rows.append([row["name"], len(row["scores"]), *known, row.get("adjusted_p"), row.get("verdict", "baseline")])
     mode = "offline" if "WANDB_MODE" not in os.environ and wandb_unusable() else None
     chosen = {"metric": result["metric"], "baseline": result["baseline"], "notes": result["notes"]}
-    options: dict[str, Any] = {
-        "name": f"by {result['metric']}",
-        "job_type": "comparison",
-        "config": chosen,
-        "mode": mode,
-    }
-    with wandb.init(project=project, dir=Path.cwd(), **options) as run:  # W&B remembers the folder of an earlier record
+    about: dict[str, Any] = {"name": f"by {result['metric']}", "job_type": "comparison", "config": chosen, "mode": mode}
+    with wandb.init(project=project, dir=Path.cwd(), **about) as run:  # W&B remembers the folder of an earlier record
         run.log({"comparison": wandb.Table(columns=columns, data=rows)})
         print(f"W&B: {run.url or run.dir}")
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,9 +33,8 @@ def main(words: list[str]) -> int:
     dashboard = Dashboard(options.folders, options.metric, options.baseline, pictures)
     dashboard.version()  # the runs are read before somebody waits for them
     with server(dashboard, options.host, options.port) as listening:
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        print(f"dashboard: http://{host}:{listening.server_address[1]}/ (Ctrl+C ends it)", flush=True)
-        if options.host not in ("127.0.0.1", "localhost", "::1"):
+        print(f"dashboard: http://{options.host}:{listening.server_address[1]}/ (Ctrl+C ends it)", flush=True)
+        if options.host not in LOOPBACK:
             print("note: whoever reaches this address sees the runs; there is no password")
         try:
             listening.serve_forever()
@@ -54,7 +52,7 @@ def server(dashboard: "Dashboard", host: str, port: int) -> ThreadingHTTPServer:
 
     class Handler(_Handler):
         shown = dashboard
-        names = LOOPBACK if host in ("127.0.0.1", "localhost", "::1") else None
+        names = LOOPBACK if host in LOOPBACK else None
 
     try:
         return ThreadingHTTPServer((host, port), Handler)
@@ -79,18 +77,16 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = dict(parse_qsl(url.query))
         first, _, rest = url.path.lstrip("/").partition("/")
-        pages: dict[str, Callable[[], str | None]] = {
-            "": lambda: self.shown.page(query),
-            "run": lambda: self.shown.report(rest),
-        }
-        if first == "state":
+        if first == "":
+            self._answer(200, "text/html", self.shown.page(query))
+        elif first == "state":
             self._answer(200, "application/json", json.dumps({"version": self.shown.version()}))
         elif first == "part" and (part := self.shown.part(rest, query)):
             tag, text = f'"{part[0]}"', part[1]
             same = self.headers.get("If-None-Match") == tag
             self._answer(304 if same else 200, "text/html", "" if same else text, ETag=tag)
-        elif first in pages and (page := pages[first]()) is not None:
-            self._answer(200, "text/html", page)
+        elif first == "run" and (report := self.shown.report(rest)) is not None:
+            self._answer(200, "text/html", report)
         else:
             self._answer(404, "text/plain", "there is no such page")
 

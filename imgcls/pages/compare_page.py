@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from imgcls.pages.page import epoch_axes, svg, template, thumbnail
-from imgcls.runs.record import points, read_metrics
+from imgcls.runs.record import points
 from imgcls.science.comparison import disagreements, per_class, tested_on
 from imgcls.science.groups import Group
 from imgcls.system.files import read_table, write_atomic
@@ -66,10 +66,14 @@ def disagreeing(
 
 def _against(result: dict[str, Any], groups: Sequence[Group]) -> tuple[Group, list[Group], str]:
     """The baseline, the groups compared with it, and the set of images that they were tested on."""
-    by_name = {group.name: group for group in groups}
+    base, by_name = baseline_of(result, groups), {group.name: group for group in groups}
     compared = [by_name[row["name"]] for row in result["groups"]]
-    base = by_name[result["baseline"]]
     return base, [group for group in compared if group is not base], tested_on(result["metric"]) or "test"
+
+
+def baseline_of(result: dict[str, Any], groups: Sequence[Group]) -> Group:
+    """The group that the others were compared with."""
+    return next(group for group in groups if group.name == result["baseline"])
 
 
 def number(value: float | None, signed: bool = False) -> str:
@@ -90,7 +94,7 @@ def _curves(groups: Sequence[Group], key: str) -> str:
     for place, group in enumerate(groups):
         by_epoch: dict[int, list[float]] = {}
         for run in group.runs:
-            for epoch, value in dict(points(read_metrics(run.folder), key)).items():  # the last of each epoch
+            for epoch, value in dict(points(run.rows, key)).items():  # the last of each epoch
                 by_epoch.setdefault(epoch, []).append(value)
         if by_epoch:
             epochs = sorted(by_epoch)

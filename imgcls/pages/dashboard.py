@@ -7,7 +7,15 @@ from threading import Lock
 from typing import Any
 
 from imgcls.errors import UserError
-from imgcls.pages.compare_page import Picture, classes, curves_context, disagreeing, number, table_context
+from imgcls.pages.compare_page import (
+    Picture,
+    baseline_of,
+    classes,
+    curves_context,
+    disagreeing,
+    number,
+    table_context,
+)
 from imgcls.pages.page import template
 from imgcls.pages.report import report
 from imgcls.runs.run import Run
@@ -38,20 +46,18 @@ class Dashboard:
         self.watched = Watched(folders)
         self.metric, self.baseline, self.pictures = metric, baseline, pictures
         self._lock = Lock()
-        self._made: dict[tuple[str, ...], tuple[int, str, str]] = {}
-        self._groups: tuple[int, list[Group]] = (-1, [])
+        self._made: dict[tuple[str, ...], Any] = {}  # from the runs as they are now
         self._picture: tuple[Any, Picture | None] = (None, None)
 
     def version(self) -> int:
         """A number that grows when a run was written to."""
         with self._lock:
-            self.watched.look()
-            return self.watched.version
+            return self._look()
 
     def page(self, query: Mapping[str, str]) -> str:
         """The whole page, with the table of runs; a browser asks for the other parts."""
         with self._lock:
-            self.watched.look()
+            self._look()
             known = sorted({key for run in self.watched.runs.values() for key in run.metrics})
             context = {
                 "folders": ", ".join(map(str, self.watched.folders)),
@@ -69,40 +75,43 @@ class Dashboard:
         if name not in make:
             return None
         with self._lock:
-            self.watched.look()
-            key = (name, query.get("metric", ""), query.get("baseline", ""))
-            version, tag, text = self._made.get(key, (-1, "", ""))
-            if version != self.watched.version:
-                try:
-                    text = _block(name, make[name](query))
-                except UserError as error:
-                    text = _block("error", {"error": str(error)})
-                tag = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-                self._made[key] = self.watched.version, tag, text
-            return tag, text
+            self._look()
+            return self._once(name, query, lambda: _tagged(name, make[name], query))
 
     def report(self, key: str) -> str | None:
         """The report of a run by its key in the table: its own, or one of what it has written so far."""
         with self._lock:
-            self.watched.look()
+            self._look()
             run = next((run for folder, run in self.watched.runs.items() if key_of(folder) == key), None)
             if run is None:
                 return None
             written = run.folder.report
             return written.read_text(encoding="utf-8") if written.is_file() else report(run.folder)
 
+    def _look(self) -> int:
+        before = self.watched.version
+        self.watched.look()
+        if self.watched.version != before:
+            self._made.clear()
+        return self.watched.version
+
+    def _once(self, name: str, query: Mapping[str, str], make: Callable[[], Any]) -> Any:
+        """What `make` gives, made anew only when a run has changed."""
+        key = name, query.get("metric", ""), query.get("baseline", "")
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def _grouped(self) -> list[Group]:
-        if self._groups[0] != self.watched.version:
-            self._groups = self.watched.version, group_runs(self.watched.runs.values())
-        return self._groups[1]
+        return self._once("grouped", {}, lambda: group_runs(self.watched.runs.values()))
 
     def _metric(self, query: Mapping[str, str]) -> str:
         tested = any(run.metrics.get("test/acc") is not None for run in self.watched.runs.values())
         return query.get("metric") or self.metric or ("test/acc" if tested else "val/acc")
 
     def _compared(self, query: Mapping[str, str]) -> tuple[dict[str, Any], list[Group]]:
-        groups = self._grouped()
-        return compare(groups, self._metric(query), query.get("baseline") or self.baseline), groups
+        groups, baseline = self._grouped(), query.get("baseline") or self.baseline
+        return self._once("compared", query, lambda: compare(groups, self._metric(query), baseline)), groups
 
     def _runs(self, query: Mapping[str, str]) -> dict[str, Any]:
         groups = self._grouped()
@@ -113,12 +122,11 @@ class Dashboard:
         return {"rows": rows, "settings": keys, "shown": shown, "broken": broken, "number": number}
 
     def _row(self, run: Run, group: Group) -> dict[str, Any]:
-        folder = run.folder.path
-        rows = self.watched.rows[folder]
+        folder, rows = run.folder.path, run.rows
         last = {f"{row['split']}/{name}": float(row[name]) for row in rows for name in ("acc", "loss") if row.get(name)}
         return {
             "key": key_of(folder), "path": str(folder), "group": group.name, "settings": group.settings or {},
-            "seed": run.seed, "metrics": last | run.metrics, "written": self.watched.written[folder],
+            "seed": run.seed, "metrics": last | run.metrics, "written": self.watched.written(folder),
             "state": "done" if run.metrics.get("fit/seconds") is not None else "unfinished",
             "epoch": f"{int(rows[-1]['epoch']) + 1}" if rows else "0", "epochs": run.settings.get("trainer.max_epochs"),
         }  # fmt: skip
@@ -134,8 +142,7 @@ class Dashboard:
 
     def _disagreements(self, query: Mapping[str, str]) -> dict[str, Any]:
         result, groups = self._compared(query)
-        base = next(group for group in groups if group.name == result["baseline"]).runs[0].folder.path
-        wanted = base, tested_on(result["metric"])
+        wanted = baseline_of(result, groups).runs[0].folder.path, tested_on(result["metric"])
         if self._picture[0] != wanted:
             self._picture = wanted, self.pictures(*wanted)
         return {"disagreements": disagreeing(result, groups, self._picture[1])}
@@ -146,6 +153,17 @@ def key_of(folder: Path) -> str:
     return hashlib.blake2b(str(folder).encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
+def _tagged(
+    name: str, make: Callable[[Mapping[str, str]], dict[str, Any]], query: Mapping[str, str]
+) -> tuple[str, str]:
+    """A part's tag and text; the reason in its place where it cannot be made."""
+    try:
+        text = _block(name, make(query))
+    except UserError as error:
+        text = _block("error", {"error": str(error)})
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), text
+
+
 def _block(name: str, context: dict[str, Any]) -> str:
-    page = template("compare.html" if name in template("compare.html").blocks else "dashboard.html")
+    page = next(page for page in map(template, ("compare.html", "dashboard.html")) if name in page.blocks)
     return "".join(page.blocks[name](page.new_context(context)))

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -16,8 +17,12 @@ SIDE = 96  # of a thumbnail's longer side, in pixels
 
 def template(name: str) -> Any:
     """A page's template; names of classes, files and settings come from the user's data, so all is escaped."""
-    loader = Environment(loader=PackageLoader("imgcls.pages"), autoescape=select_autoescape())
-    return loader.get_template(name)
+    return _templates().get_template(name)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("imgcls.pages"), autoescape=select_autoescape())
 
 
 def thumbnail(image: Image.Image) -> str:

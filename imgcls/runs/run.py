@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import read_predictions
+from imgcls.runs.record import Row, read_metrics
 from imgcls.system.files import read_json
 
 Settings = dict[str, Any]
@@ -59,6 +61,11 @@ class Run:
     def seed(self) -> Any:
         """The run's seed."""
         return self.settings.get("seed_everything")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of metrics.csv, see `read_metrics`."""
+        return read_metrics(self.folder)
 
     def tested(self, name: str = "test") -> Tested | None:
         """What was predicted for its test part, or for a labelled set from elsewhere; None where it was not tested."""

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.record import Row, read_metrics
 from imgcls.runs.run import Run, run_folders
 
 Stamp = tuple[tuple[int, int], ...]
@@ -19,8 +18,6 @@ class Watched:
 
     Attributes:
         runs: By their folders, in order.
-        rows: The rows of metrics.csv of each.
-        written: When something of a run was last written, in seconds since 1970.
         broken: Why a run could not be read, by its folder.
         version: Grows with each change.
     """
@@ -28,8 +25,6 @@ class Watched:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
         self.runs: dict[Path, Run] = {}
-        self.rows: dict[Path, list[Row]] = {}
-        self.written: dict[Path, float] = {}
         self.broken: dict[Path, str] = {}
         self.version = 0
         self._stamps: dict[Path, Stamp] = {}
@@ -45,19 +40,22 @@ class Watched:
             if folder in kept and stamp == self._stamps[folder]:
                 self.runs[folder] = kept[folder]
             elif folder not in self.broken:
-                self._read(folder, stamp)
+                self._read(folder)
         self._stamps = stamps
         self.version += 1
 
-    def _read(self, folder: Path, stamp: Stamp) -> None:
+    def written(self, folder: Path) -> float:
+        """When something of a run was last written, in seconds since 1970."""
+        return max(time for time, _ in self._stamps[folder]) / 1e9
+
+    def _read(self, folder: Path) -> None:
         try:
             run = Run(RunFolder(folder))
-            rows = read_metrics(run.folder)
+            _ = run.rows  # read now, so that what is wrong with them is known
         except (UserError, OSError, ValueError) as error:  # a file of theirs, or one that went in between
             self.broken[folder] = str(error)
         else:
-            self.runs[folder], self.rows[folder] = run, rows
-            self.written[folder] = max(time for time, _ in stamp) / 1e9
+            self.runs[folder] = run
 
 
 def _stamp(run: RunFolder) -> Stamp:

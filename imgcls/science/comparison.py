@@ -65,7 +65,7 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         rows.append(row)
     notes = _notes(groups, scored, metric) + untold
     tested = None if any(group.over for group in scored) else tested_on(metric)
-    if tested and not all(shared_images(group, base, tested) for group in others):
+    if tested and not all(share_images(group, base, tested) for group in others):
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
@@ -88,7 +88,7 @@ def mean_of(group: Group, metric: str) -> Estimate:
     if not group.over:
         return mean_over_seeds(group.scores(metric))
     means = [float(np.mean(scores)) for scores in group.by_split(metric).values()]
-    return compare_splits(means, [0.0] * len(means), _ratio(group)).difference
+    return mean_over_seeds(means, _ratio(group))
 
 
 def _ratio(group: Group) -> float:
@@ -157,11 +157,16 @@ def shared_images(group: Group, base: Group, name: str = "test") -> tuple[np.nda
         base: The other.
         name: The set: `test`, or that of an evaluation on a labelled set from elsewhere.
     """
-    ours, theirs = ([run.tested(name) for run in of.runs] for of in (group, base))
-    if len({test.identity if test else None for test in (*ours, *theirs)}) > 1 or not all((*ours, *theirs)):
+    if not share_images(group, base, name):
         return None
-    right = [np.stack([test.right for test in tests if test]) for tests in (ours, theirs)]
+    right = [np.stack([test.right for run in of.runs if (test := run.tested(name))]) for of in (group, base)]
     return right[0], right[1]
+
+
+def share_images(group: Group, base: Group, name: str) -> bool:
+    """Whether all runs of both groups were tested on one shared set of that name."""
+    tests = [run.tested(name) for run in (*group.runs, *base.runs)]
+    return all(tests) and len({test.identity for test in tests if test}) == 1
 
 
 def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> list[str]:

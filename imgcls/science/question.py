@@ -13,9 +13,9 @@ from typing import Any
 from imgcls.errors import UserError, near
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
-from imgcls.science.comparison import shared_images, tested_on
+from imgcls.science.comparison import compare_groups
 from imgcls.science.groups import Group, group_runs
-from imgcls.science.statistics import Comparison, compare_images, compare_pairs, compare_scores, holm
+from imgcls.science.statistics import Comparison, compare_pairs, compare_scores, holm
 
 KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a table"}
 SIDE = r"([^\s:]+)(?::(\S+))?"
@@ -214,9 +214,7 @@ def _compare(left: Group | None, left_metric: str, right: Group | None, right_me
         return None
     if left is right and len(ours) == len(theirs):
         return compare_pairs(ours, theirs)
-    tested = tested_on(left_metric) if left_metric == right_metric else None
-    pair = shared_images(left, right, tested) if tested else None
-    return compare_images(*pair) if pair else compare_scores(ours, theirs)
+    return compare_groups(left, right, left_metric) if left_metric == right_metric else compare_scores(ours, theirs)
 
 
 def _sides(path: Path, claim: str) -> list[tuple[str, str | None]]:

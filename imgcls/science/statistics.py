@@ -65,12 +65,12 @@ class Comparison:
     design: Design | None = None
 
 
-def mean_over_seeds(scores: Sequence[float]) -> Estimate:
-    """Mean of S scores with Student's interval; no interval for a single one."""
+def mean_over_seeds(scores: Sequence[float], ratio: float = 0.0) -> Estimate:
+    """Mean of S scores with Student's interval; no interval for a single one. For `ratio` see `compare_splits`."""
     mean = float(np.mean(scores))
     if len(scores) < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = _student_quantile(len(scores) - 1) * float(np.std(scores, ddof=1)) / math.sqrt(len(scores))
+    half = _student_quantile(len(scores) - 1) * math.sqrt(_mean_variance(scores, ratio))
     return Estimate(mean, mean - half, mean + half)
 
 
@@ -101,20 +101,22 @@ def compare_splits(group: Sequence[float], baseline: Sequence[float], ratio: flo
         baseline: Likewise, of the same splits in the same order.
         ratio: Test images to training images of a split.
     """
-    difference, count = np.subtract(group, baseline), len(group)
-    mean, method = float(np.mean(difference)), f"corrected resampled t-test over {count} splits"
-    if count < 2:
-        return Comparison(Estimate(mean, math.nan, math.nan), math.nan, "one split: no test", False)
-    return _student(mean, (1 / count + ratio) * float(np.var(difference, ddof=1)), count - 1, method)
+    return _compare_paired(group, baseline, "split", f"corrected resampled t-test over {len(group)} splits", ratio)
 
 
 def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Paired t-test of two scores of the same S runs."""
+    return _compare_paired(group, baseline, "seed", "paired t-test over seeds")
+
+
+def _compare_paired(
+    group: Sequence[float], baseline: Sequence[float], unit: str, method: str, ratio: float = 0.0
+) -> Comparison:
     differences = [a - b for a, b in zip(group, baseline, strict=True)]
-    mean = mean_over_seeds(differences)
+    mean = float(np.mean(differences))
     if len(differences) < 2:
-        return Comparison(mean, math.nan, "one seed: no test", False)
-    return _student(mean.value, _mean_variance(differences), len(differences) - 1, "paired t-test over seeds")
+        return Comparison(Estimate(mean, math.nan, math.nan), math.nan, f"one {unit}: no test", False)
+    return _student(mean, _mean_variance(differences, ratio), len(differences) - 1, method)
 
 
 def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
@@ -164,8 +166,9 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     return _student(difference, total, freedom, "t-test over seeds and test images", design)
 
 
-def _mean_variance(scores: Sequence[float] | np.ndarray) -> float:
-    return float(np.var(scores, ddof=1)) / len(scores)
+def _mean_variance(scores: Sequence[float] | np.ndarray, ratio: float = 0.0) -> float:
+    """Of the mean of scores; more where they are those of overlapping training sets, see `compare_splits`."""
+    return (1 / len(scores) + ratio) * float(np.var(scores, ddof=1))
 
 
 def _residual_variance(right: np.ndarray) -> float:
