@@ -21,14 +21,14 @@ from imgcls.runs.predictions import write_predictions
 from imgcls.runs.record import add_metrics
 from imgcls.runs.run import find_runs
 from imgcls.science.groups import group_runs
-from imgcls.science.planning import outlook
+from imgcls.science.planning import detectable, outlook
+from imgcls.science.resampling import compare_splits
 from imgcls.science.statistics import (
     Comparison,
     Design,
     Estimate,
     compare_images,
     compare_scores,
-    compare_splits,
     holm,
     mean_over_seeds,
     verdict,
@@ -144,6 +144,29 @@ def test_scores_on_splits_are_the_corrected_resampled_test():
     found = compare_splits(ours, theirs, 1 / 4)
     assert found.p_value == pytest.approx(2 * stats.t.sf(t, 4)) and found.difference.value == pytest.approx(d.mean())
     assert math.isnan(compare_splits([0.8], [0.7], 0.25).p_value)
+    assert found.design.variance == pytest.approx((1 / 5 + 1 / 4) * d.var(ddof=1))
+    assert detectable(found.design, runs=100) > math.sqrt(1 / 4 * d.var(ddof=1))  # overlap does not go with more splits
+
+
+def test_images_tested_on_splits_are_counted_one_by_one():
+    """By hand, of three folds of four images each."""
+    value = np.array([[1.0, 0, 0, 0], [0, 0, 0, -1], [1, 1, 0, 0]])
+    scores, mean = value.mean(1), value.mean()
+    images = list(zip(np.arange(12).reshape(3, 4), value, strict=True))
+    of_images = 1.1 * 12 / 11 * ((value - mean) ** 2).sum() / 12**2
+    beyond = scores.var(ddof=1) - (value.var(1, ddof=1) / 4).mean()
+    assert beyond > 0
+    found = compare_splits(scores, [0.0, 0.0, 0.0], 1 / 2, images)
+    rest = (1 / 3 + 1 / 2) * beyond
+    freedom = (of_images + rest) ** 2 / (of_images**2 / 11 + rest**2 / 2)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(mean / math.sqrt(of_images + rest), freedom))
+    assert found.design.images == 12 and "splits or" in outlook(found).words
+    # the same images tested twice, predicted alike, are not twice as many
+    twice = compare_splits([*scores] * 2, [0.0] * 6, 1 / 2, [*images, *images])
+    assert twice.design.of_images > of_images
+    assert compare_splits([0.5], [0.5], 1.0, images[:1]).p_value != compare_splits(scores, scores, 0.5).p_value
+    single = [(np.array([k]), np.array([v])) for k, v in enumerate([1.0, 0.0, -1.0, 0.0])]  # leave one out
+    assert compare_splits([1.0, 0.0, -1.0, 0.0], [0.0] * 4, 1 / 3, single).p_value == 1.0
 
 
 def test_one_model_each_is_mcnemars_exact_test():
@@ -262,7 +285,12 @@ def test_runs_on_splits_of_the_images_are_pooled(imgcls):
         code, out, err = imgcls("compare", "runs", "--json", "c.json", *words)
         assert code == 0 and "better" in out and "pooled over data.split_seed" in out, err
         (row,) = (row for row in json.loads(Path("c.json").read_text())["groups"] if "verdict" in row)
-        assert row["method"] == "corrected resampled t-test over 4 splits" and len(row["scores"]) == 8
+        assert row["method"] == "t-test over test images and 4 splits" and len(row["scores"]) == 8
+    for path in Path("runs").rglob("test.npz"):
+        path.unlink()
+    code, out, err = imgcls("compare", "runs", "--json", "c.json")
+    (row,) = (row for row in json.loads(Path("c.json").read_text())["groups"] if "verdict" in row)
+    assert row["method"] == "corrected resampled t-test over 4 splits", err
     shutil.rmtree("runs/0.2/3-0")
     shutil.rmtree("runs/0.2/3-1")
     code, out, _ = imgcls("compare", "runs")

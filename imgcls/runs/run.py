@@ -25,12 +25,14 @@ class Tested:
     Attributes:
         label: Class of each image, (M,) int64.
         right: Whether it is predicted right, (M,) bool.
+        index: Number of each image among those of which the test part was taken, (M,) int64.
         identity: Equal for runs that were tested on the same images.
         table: The table of predictions.
     """
 
     label: np.ndarray
     right: np.ndarray
+    index: np.ndarray
     identity: tuple[Any, ...]
     table: Path
 
@@ -80,7 +82,9 @@ class Run:
             return None
         found, data = read_predictions(path), environment.get("data", {})
         identity = data.get("data"), data.get("test"), found.label.tobytes(), found.index.tobytes()
-        return Tested(found.label, found.logits.argmax(1) == found.label, identity, path.with_suffix(".csv"))
+        return Tested(
+            found.label, found.logits.argmax(1) == found.label, found.index, identity, path.with_suffix(".csv")
+        )
 
 
 def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError, near
+from imgcls.runs.run import Run
 from imgcls.science.groups import Group, short
 from imgcls.science.planning import outlook
+from imgcls.science.resampling import Images, compare_splits, mean_over_splits
 from imgcls.science.statistics import (
     Comparison,
     Estimate,
     compare_images,
     compare_scores,
-    compare_splits,
     holm,
     mean_over_seeds,
     verdict,
@@ -75,9 +76,9 @@ def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
     """By the test that fits: over splits, over seeds and shared test images, or over seeds."""
     if group.over or base.over:
         ours, theirs = group.by_split(metric), base.by_split(metric)
-        shared = [key for key in ours if key in theirs]
-        means = [[float(np.mean(of[key])) for key in shared] for of in (ours, theirs)]
-        return compare_splits(means[0], means[1], _ratio(group))
+        pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
+        scores = [[_mean(side, metric) for side in sides] for sides in zip(*pairs, strict=True)] or [[], []]
+        return compare_splits(scores[0], scores[1], _ratio(group), _images(pairs, metric))
     tested = tested_on(metric)
     pair = shared_images(group, base, tested) if tested else None
     return compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
@@ -87,8 +88,30 @@ def mean_of(group: Group, metric: str) -> Estimate:
     """The mean over seeds or splits, with its interval."""
     if not group.over:
         return mean_over_seeds(group.scores(metric))
-    means = [float(np.mean(scores)) for scores in group.by_split(metric).values()]
-    return mean_over_seeds(means, _ratio(group))
+    splits = group.by_split(metric).values()
+    images = _images([(runs, []) for runs in splits], metric)
+    return mean_over_splits([_mean(runs, metric) for runs in splits], _ratio(group), images)
+
+
+def _mean(runs: Sequence[Run], metric: str) -> float:
+    return float(np.mean([run.metrics[metric] for run in runs]))
+
+
+def _images(splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], metric: str) -> Images | None:
+    """Of each split the numbers of its test images, and how much more often the first runs predict each right.
+
+    None unless all runs of a split were tested on the same images, and all took them from the same data.
+    """
+    name, found, data = tested_on(metric), [], set()
+    for sides in splits:
+        tests = [[run.tested(name) for run in side] for side in sides] if name else []
+        known = [[test for test in side if test] for side in tests]
+        if [*map(len, known)] != [*map(len, sides)] or len({test.identity for side in known for test in side}) > 1:
+            return None
+        group, base = (np.mean([test.right for test in side], 0) if side else np.zeros(()) for side in known)
+        found.append((known[0][0].index, group - base))
+        data.add(known[0][0].identity[0])
+    return found if len(data) == 1 else None
 
 
 def _ratio(group: Group) -> float:

@@ -9,7 +9,7 @@ from imgcls.errors import UserError, near
 from imgcls.runs.run import Run, Settings
 
 SEEDS = ("seed_everything", "data.init_args.seed")
-SPLIT, MEASURED = "data.init_args.split_seed", "data.init_args.value_range"
+SPLITS, MEASURED = ("data.init_args.fold", "data.init_args.split_seed"), "data.init_args.value_range"
 # prefixes of settings that say where and how fast a run was computed and what it wrote, not what was computed
 INCIDENTAL = tuple(
     "trainer.logger trainer.default_root_dir trainer.enable_ checkpoint. last_checkpoint. nonfinite. experiment "
@@ -38,12 +38,12 @@ class Group:
         """The metric of each run that has it."""
         return [r.metrics[metric] for r in self.runs if r.metrics.get(metric) is not None]
 
-    def by_split(self, metric: str) -> dict[tuple[Any, ...], list[float]]:
-        """The metric of the runs on each split."""
-        found: dict[tuple[Any, ...], list[float]] = {}
+    def by_split(self, metric: str) -> dict[tuple[Any, ...], list[Run]]:
+        """The runs on each split that have the metric."""
+        found: dict[tuple[Any, ...], list[Run]] = {}
         for run in self.runs:
             if run.metrics.get(metric) is not None:
-                found.setdefault(tuple(run.settings.get(key) for key in self.over), []).append(run.metrics[metric])
+                found.setdefault(tuple(run.settings.get(key) for key in self.over), []).append(run)
         return found
 
 
@@ -53,7 +53,7 @@ def group_runs(runs: Iterable[Run], over: Sequence[str] = ()) -> list[Group]:
     Args:
         runs: The runs.
         over: Settings, as one gives them on the command line, that tell splits of the images from one another, and do
-            not divide groups. The seed of the split is found by itself where runs are alike but for it.
+            not divide groups. Fold and seed of the split are found by themselves where runs are alike but for them.
 
     Raises:
         UserError: No run has such a setting.
@@ -82,11 +82,11 @@ def group_runs(runs: Iterable[Run], over: Sequence[str] = ()) -> list[Group]:
 
 
 def _splits(runs: Sequence[Run]) -> set[str]:
-    """The seed of the split, where runs differ in it that are alike otherwise."""
-    values: dict[str, set[Any]] = {}
+    """The fold and the seed of the split, where runs differ in it that are alike otherwise."""
+    alike: dict[str, list[Run]] = {}
     for run in runs:
-        values.setdefault(_identity(run, {SPLIT}), set()).add(run.settings.get(SPLIT))
-    return {SPLIT} if any(len(of_alike) > 1 for of_alike in values.values()) else set()
+        alike.setdefault(_identity(run, set(SPLITS)), []).append(run)
+    return {key for key in SPLITS if any(len({run.settings.get(key) for run in of}) > 1 for of in alike.values())}
 
 
 def _identity(run: Run, over: set[str]) -> str:

@@ -18,21 +18,27 @@ class Outlook:
 
     Attributes:
         detectable: Difference that this design finds four times in five.
-        seeds: Seeds in the smaller group, the other in proportion, that would find the difference seen as often, were
-            it the true one; None where no number would.
-        images: Test images that would; None where no number would, or scores alone were compared.
+        seeds: Seeds in the smaller group, the other in proportion, or splits, that would find the difference seen as
+            often, were it the true one; None where no number would.
+        images: Images to test on that would; None where no number would, or scores alone were compared.
+        splits: Whether splits were compared.
     """
 
     detectable: float
     seeds: int | None
     images: int | None
+    splits: bool = False
 
     @property
     def words(self) -> str:
         """As one clause for each."""
-        ways = [f"{self.seeds} seeds each" if self.seeds else "", f"{self.images:,} test images" if self.images else ""]
+        runs, images = ("splits", "images") if self.splits else ("seeds", "test images")
+        ways = [
+            f"{self.seeds} {runs}{'' if self.splits else ' each'}" if self.seeds else "",
+            f"{self.images:,} {images}" if self.images else "",
+        ]
         more = " or ".join(filter(None, ways))
-        seen = f"the one seen would take about {more}" if more else "no number of seeds or test images alone would tell"
+        seen = f"the one seen would take about {more}" if more else f"no number of {runs} or {images} alone would tell"
         return f"a true difference of {self.detectable:.4f} would be found four times in five; {seen}"
 
 
@@ -47,6 +53,7 @@ def outlook(comparison: Comparison) -> Outlook | None:
         detectable(design),
         math.ceil(by_seeds * min(design.runs)) if by_seeds else None,
         math.ceil(by_images * design.images) if by_images else None,
+        len(design.runs) == 1,
     )
 
 
@@ -60,7 +67,7 @@ def detectable(design: Design, runs: float = 1.0, images: float = 1.0) -> float:
     """
     seeds, both = design.of_seeds / runs, design.of_both / (runs * images)
     total = seeds + design.of_images / images + both
-    freedom = max(1.0, sum(design.runs) * runs - 2)
+    freedom = max(1.0, sum(design.runs) * runs - len(design.runs))
     if design.images:
         others = total - seeds
         spread = (seeds + both) ** 2 / freedom + others**2 / (design.images * images - 1)

@@ -32,18 +32,23 @@ class Design:
     """What a comparison was made from, and the parts of the difference's variance that more of it would lessen.
 
     Attributes:
-        runs: S and S'.
-        images: M, of one shared test set; 0 where scores alone were compared.
+        runs: S and S', or the number of splits that both share.
+        images: M, of one shared test set or over all splits; 0 where scores alone were compared.
         of_seeds: Falls with the runs.
-        of_images: Falls with the test images.
+        of_images: Falls with the images.
         of_both: Falls with either.
     """
 
-    runs: tuple[int, int]
+    runs: tuple[int, ...]
     images: int
     of_seeds: float
     of_images: float
     of_both: float
+
+    @property
+    def variance(self) -> float:
+        """Of the difference."""
+        return self.of_seeds + self.of_images + self.of_both
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,18 @@ class Comparison:
     design: Design | None = None
 
 
-def mean_over_seeds(scores: Sequence[float], ratio: float = 0.0) -> Estimate:
-    """Mean of S scores with Student's interval; no interval for a single one. For `ratio` see `compare_splits`."""
+def mean_over_seeds(scores: Sequence[float]) -> Estimate:
+    """Mean of S scores with Student's interval; no interval for a single one."""
     mean = float(np.mean(scores))
     if len(scores) < 2:
         return Estimate(mean, math.nan, math.nan)
-    half = _student_quantile(len(scores) - 1) * math.sqrt(_mean_variance(scores, ratio))
-    return Estimate(mean, mean - half, mean + half)
+    return interval(mean, _mean_variance(scores), len(scores) - 1)
+
+
+def interval(value: float, variance: float, freedom: float) -> Estimate:
+    """Student's interval about a value of a variance that is known by so many degrees of freedom."""
+    half = _student_quantile(freedom) * math.sqrt(variance)
+    return Estimate(value, value - half, value + half)
 
 
 def _student_quantile(freedom: float) -> float:
@@ -86,37 +96,17 @@ def compare_scores(group: Sequence[float], baseline: Sequence[float]) -> Compari
         return Comparison(Estimate(difference, math.nan, math.nan), math.nan, "one seed: no test", False)
     variance, freedom = _seed_variance(group, baseline)
     design = Design((len(group), len(baseline)), 0, variance, 0.0, 0.0)
-    return _student(difference, variance, freedom, "Welch's t-test over seeds", design)
-
-
-def compare_splits(group: Sequence[float], baseline: Sequence[float], ratio: float) -> Comparison:
-    """The corrected resampled t-test of two scores on each of J splits of the same images.
-
-    Training sets overlap, so that the differences of J splits say less than J independent ones: their mean has the
-    variance (1/J + ratio) s² in place of s²/J (Nadeau and Bengio, Inference for the Generalization Error, Machine
-    Learning 2003, section 5), with J - 1 degrees of freedom.
-
-    Args:
-        group: A score for each split, such as the mean over its seeds.
-        baseline: Likewise, of the same splits in the same order.
-        ratio: Test images to training images of a split.
-    """
-    return _compare_paired(group, baseline, "split", f"corrected resampled t-test over {len(group)} splits", ratio)
+    return student(difference, freedom, "Welch's t-test over seeds", design)
 
 
 def compare_pairs(group: Sequence[float], baseline: Sequence[float]) -> Comparison:
     """Paired t-test of two scores of the same S runs."""
-    return _compare_paired(group, baseline, "seed", "paired t-test over seeds")
-
-
-def _compare_paired(
-    group: Sequence[float], baseline: Sequence[float], unit: str, method: str, ratio: float = 0.0
-) -> Comparison:
     differences = [a - b for a, b in zip(group, baseline, strict=True)]
     mean = float(np.mean(differences))
     if len(differences) < 2:
-        return Comparison(Estimate(mean, math.nan, math.nan), math.nan, f"one {unit}: no test", False)
-    return _student(mean, _mean_variance(differences, ratio), len(differences) - 1, method)
+        return Comparison(Estimate(mean, math.nan, math.nan), math.nan, "one seed: no test", False)
+    design = Design((len(differences),), 0, _mean_variance(differences), 0.0, 0.0)
+    return student(mean, len(differences) - 1, "paired t-test over seeds", design)
 
 
 def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
@@ -163,12 +153,11 @@ def compare_images(group: np.ndarray, baseline: np.ndarray) -> Comparison:
     freedom = total**2 / denominator if denominator else math.inf
     of_images = max(0.0, image_variance - residual)
     design = Design((len(group), len(baseline)), count, seed_variance, of_images, image_variance - of_images)
-    return _student(difference, total, freedom, "t-test over seeds and test images", design)
+    return student(difference, freedom, "t-test over seeds and test images", design)
 
 
-def _mean_variance(scores: Sequence[float] | np.ndarray, ratio: float = 0.0) -> float:
-    """Of the mean of scores; more where they are those of overlapping training sets, see `compare_splits`."""
-    return (1 / len(scores) + ratio) * float(np.var(scores, ddof=1))
+def _mean_variance(scores: Sequence[float] | np.ndarray) -> float:
+    return float(np.var(scores, ddof=1)) / len(scores)
 
 
 def _residual_variance(right: np.ndarray) -> float:
@@ -185,13 +174,11 @@ def _seed_variance(group: Sequence[float] | np.ndarray, baseline: Sequence[float
     return total, total**2 / denominator if denominator else float(sum(f for _, f in parts))
 
 
-def _student(
-    difference: float, variance: float, freedom: float, method: str, design: Design | None = None
-) -> Comparison:
-    error = math.sqrt(variance)
-    half = _student_quantile(freedom) * error
+def student(difference: float, freedom: float, method: str, design: Design) -> Comparison:
+    """Two-sided t-test of a difference."""
+    error = math.sqrt(design.variance)
     p_value = float(2 * scipy.special.stdtr(freedom, -abs(difference) / error)) if error else float(difference == 0)
-    return Comparison(Estimate(difference, difference - half, difference + half), p_value, method, True, design)
+    return Comparison(interval(difference, design.variance, freedom), p_value, method, True, design)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
