@@ -213,7 +213,8 @@ def test_groups_that_the_tables_own_parts_divide_are_told_once(tmp_path, clinic,
     for k, row in enumerate(clinic):
         row["split"] = "test" if k >= 50 else "val" if k >= 40 else "train"
     options = {"table": str(write_table(tmp_path / "t.csv", clinic)), "group_column": "patient"}
-    TableData(**options).prepare_data()
+    data = TableData(**options)
+    data.prepare_data(), data.prepare_data()
     (message,) = {record.message for record in messages.records}
     assert "10 of 10 groups have images in several parts, such as P0 in test, train, val: " in message
     messages.clear()
@@ -290,6 +291,7 @@ def test_near_duplicates_that_an_audit_finds_are_never_in_two_folds(imgcls, tmp_
 # ---- runs ----
 
 
+@pytest.mark.slow
 def test_runs_of_all_folds_together_have_each_image_tested_once(imgcls, clinic, tmp_path):
     table = write_table(tmp_path / "t.csv", clinic)
     words = ["--config", ROOT / "configs/data/table.yaml", "--config", ROOT / "configs/model/cnn.yaml", *QUIET]

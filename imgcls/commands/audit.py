@@ -78,7 +78,8 @@ class Audit(LightningVerb):
         """Look through all images before training: broken ones, duplicates, leaks, two labels; after it, label errors.
 
         Args:
-            out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
+            out: Folder for audit.html, audit.json and the cleaned table, clean.csv, which keeps near duplicates as
+                groups; with --data.val_fraction=0 --data.test_fraction=0 none is left out as a leak from what is carved.
             runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
                 each `--run DIR` adds one.
             predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the

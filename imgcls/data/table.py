@@ -58,7 +58,7 @@ class TableData(ImageDataModule):
         paths = column(self.table, columns, path_column, "path_column")
         labels = column(self.table, columns, label_column, "label_column")
         splits = None if split_column in (None, "none") else column(self.table, columns, split_column, "split_column")
-        self._group = None
+        self._group, self._said = None, False
         if group_column is not None:
             self._group = column(self.table, columns, group_column, "group_column")
         known_columns = (path_column, label_column, split_column)
@@ -91,7 +91,8 @@ class TableData(ImageDataModule):
             if self._group[row] and not (part == "test" and self.split_options.tests_fold):
                 parts.setdefault(self._group[row], set()).add(together)
         divided = [group for group, of in parts.items() if len(of) > 1]
-        if divided:
+        if divided and not self._said:
+            self._said = True
             log.warning(
                 f"{self.table}: {len(divided)} of {len(parts)} groups have images in several parts, such as "
                 f"{printable(divided[0])} in {', '.join(sorted(parts[divided[0]]))}: figures may be too good; "
