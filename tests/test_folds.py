@@ -133,6 +133,9 @@ def test_of_a_few_groups_of_any_size_every_fold_has_one():
     assert sorted(np.concatenate(tested)) == list(range(997)) and len(tested[0]) < 997 - 200
     with pytest.raises(UserError, match="997 images in 6 groups are too few for a test part"):
         [SplitOptions(folds=7, fold=k, fold_part="test").split(LABEL, group) for k in range(7)]
+    for fold in (0, 1):
+        with pytest.raises(UserError, match="997 images in 1 groups are too few for a (training|test) part"):
+            SplitOptions(folds=2, fold=fold, fold_part="test", val_fraction=0).split(LABEL, np.zeros(997, np.int64))
 
 
 def test_wrappers_keep_groups():

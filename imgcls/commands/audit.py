@@ -79,7 +79,7 @@ class Audit(LightningVerb):
 
         Args:
             out: Folder for audit.html, audit.json and the cleaned table, clean.csv, which keeps near duplicates as
-                groups; with --data.val_fraction=0 --data.test_fraction=0 none is left out as a leak from what is carved.
+                groups; with --data.val_fraction=0 --data.test_fraction=0 none is left out as a leak from a carved part.
             runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
                 each `--run DIR` adds one.
             predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the

@@ -85,7 +85,9 @@ class SplitOptions:
         """Whether the fold is the test part."""
         return self.fold_part == "test"
 
-    def split(self, label: np.ndarray, group: np.ndarray | None = None, val: bool = True, test: bool = True) -> Split:
+    def split(
+        self, label: np.ndarray, group: np.ndarray | None = None, carve_val: bool = True, carve_test: bool = True
+    ) -> Split:
         """Carve stratified parts from N images: test first, then validation, then a part of the rest.
 
         With folds, fold number `fold` is the validation part, or the test part: then validation is `val_fraction` of
@@ -95,15 +97,15 @@ class SplitOptions:
             label: Class of each image, (N,) int64.
             group: Images of one group are never in two parts, (N,) int64; -1: an image of its own. Parts are then as
                 large, and their classes in such shares, as groups allow, see `apportion`.
-            val: Whether a validation part is carved, but for folds.
-            test: Whether a test part is, likewise.
+            carve_val: Whether there is to be a validation part; a fold is one in any case.
+            carve_test: Whether there is to be a test part, likewise.
 
         Raises:
             UserError: A part that was asked for would be empty.
         """
-        if not (val and test):
-            fractions = {"val_fraction": self.val_fraction * val, "test_fraction": self.test_fraction * test}
-            return replace(self, **fractions).split(label, group)
+        if not (carve_val and carve_test):
+            val_fraction, test_fraction = self.val_fraction * carve_val, self.test_fraction * carve_test
+            return replace(self, val_fraction=val_fraction, test_fraction=test_fraction).split(label, group)
         count = len(label)
         if not (self.folds or self.val_fraction or self.test_fraction) and self.train_fraction == 1:
             return Split(np.arange(count), *(np.empty(0, np.int64) for _ in range(2)))
@@ -112,7 +114,7 @@ class SplitOptions:
 
         def cut(images: np.ndarray, *ends: float) -> list[np.ndarray]:
             """Pieces of some images, as they are ordered; the first `ends[0]`, from there to `ends[1]`, and so on."""
-            if unit is None:
+            if unit is None or not len(images):
                 return np.split(images, [round(end) for end in ends])[: len(ends)]
             piece = apportion(label[images], unit[images], np.diff(ends, prepend=0), self.split_seed)
             return [images[piece == k] for k in range(len(ends))]

@@ -58,9 +58,8 @@ class TableData(ImageDataModule):
         paths = column(self.table, columns, path_column, "path_column")
         labels = column(self.table, columns, label_column, "label_column")
         splits = None if split_column in (None, "none") else column(self.table, columns, split_column, "split_column")
-        self._group, self._said = None, False
-        if group_column is not None:
-            self._group = column(self.table, columns, group_column, "group_column")
+        self._group = [] if group_column is None else column(self.table, columns, group_column, "group_column")
+        self._said = False
         known_columns = (path_column, label_column, split_column)
         self._further = {k: v for k, v in columns.items() if k and k not in known_columns and any(v)}
         if not paths:
@@ -86,7 +85,7 @@ class TableData(ImageDataModule):
     def prepare_data(self) -> None:
         """Say once, in one process, which groups the table's own parts divide."""
         parts: dict[str, set[str]] = {}
-        for row, _, _, part in self._rows if self._group else ():
+        for row, *_, part in self._rows if self._group else []:
             together = "train" if part == "val" and self.split_options.folds else part
             if self._group[row] and not (part == "test" and self.split_options.tests_fold):
                 parts.setdefault(self._group[row], set()).add(together)
@@ -108,7 +107,7 @@ class TableData(ImageDataModule):
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
         source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
         source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
-        if self._group is not None:  # numbers are those of the whole table: other parts may be joined
+        if self._group:  # numbers are those of the whole table: other parts may be joined
             number = {name: k for k, name in enumerate(sorted(set(self._group) - {""}))} | {"": -1}
             source.group = np.array([number[self._group[row]] for row, *_ in rows], dtype=np.int64)
         refuse_if_none_is_there(source, f"files of the {part} part")
