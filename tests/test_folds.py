@@ -269,7 +269,7 @@ def test_near_duplicates_that_an_audit_finds_are_never_in_two_folds(imgcls, tmp_
     twins = {row["path"]: row["group"] for row in table}
     assert len(twins) == 54 and sum(group != "" for group in twins.values()) == 28
     options = "--data.group_column=group --data.folds=5 --data.fold=0 --data.fold_part=test --data.split_column=none"
-    assert f"28 images in it belong together; cross-validation that keeps them so:\n  {options}\n" in out
+    assert f"in folds, 28 images that look alike or are of one group kept together:\n  {options}\n" in out
     assert options in Path("audit/audit.html").read_text()
     given = {"table": "audit/clean.csv", "root": str(root), "group_column": "group", "split_column": "none"}
     divided = 0

@@ -119,8 +119,8 @@ class Images:
         self.rank = np.repeat(np.arange(len(self.parts)), [len(index) for index in indices])
         self.number = np.concatenate(indices)
         self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
-        alone = [np.full(len(s), -1) if s.group is None else s.group for s in self.sources]
-        self.group = np.concatenate([group[i] for group, i in zip(alone, indices, strict=True)])
+        groups = [np.full(len(s), -1) if s.group is None else s.group for s in self.sources]
+        self.group = np.concatenate([group[i] for group, i in zip(groups, indices, strict=True)])
         self.class_names = data.class_names if (self.label >= 0).any() else []
         self.names = [s.names[k] for s, index in zip(self.sources, indices, strict=True) for k in index.tolist()]
         looked = []
@@ -339,7 +339,7 @@ def _tell(result: dict[str, Any], out: Path) -> None:
         config = "--config configs/data/table.yaml" if labelled else "predict --run RUN_DIR"
         print(f"table: {config} --data.table={result['clean']['file']}{root}")
         if labelled and result["clean"]["grouped"]:
-            print(f"{result['clean']['grouped']} images in it belong together; cross-validation that keeps them so:")
+            print(f"in folds, {result['clean']['grouped']} images that look alike or are of one group kept together:")
             print(f"  {result['clean']['folds']}")
     else:
         print("no table: the images are neither files of their own nor all in memory")

@@ -24,8 +24,8 @@ class JoinedSource(Source):
         shared = [name for name in first.columns if name in second.columns]
         self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
         if first.group is not None or second.group is not None:
-            alone = (np.full(len(source), -1) if source.group is None else source.group for source in (first, second))
-            self.group = np.concatenate([*alone])
+            groups = [np.full(len(of), -1) if of.group is None else of.group for of in (first, second)]
+            self.group = np.concatenate(groups)
 
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         number = np.asarray(index)
