@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
@@ -15,7 +16,9 @@ from imgcls.data.table import TableData
 from imgcls.data.torchvision import TorchvisionData
 from imgcls.errors import UserError
 from imgcls.evaluate.cleaning import together
-from imgcls.images.derived import JoinedSource
+from imgcls.images.cache import CachedSource
+from imgcls.images.decode import ResizeCrop
+from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.runs.held_out import held_out
 from imgcls.runs.run import find_runs
 
@@ -145,6 +148,8 @@ def test_wrappers_keep_groups():
     joined = JoinedSource(first.relabelled(first.label), second)
     assert joined.group.tolist() == [*range(6000), *[-1] * 6000]
     assert JoinedSource(second, second).group is None
+    cached = CachedSource(first, np.arange(3), ResizeCrop(1, 28, 28), None)
+    assert cached.group is FeatureSource(first, np.arange(3), torch.zeros(3, 1, 2)).group is first.group
 
 
 # ---- data modules ----
