@@ -232,8 +232,8 @@ def test_an_image_is_checked_again_for_another_range(tmp_path):
 def test_a_range_that_is_none_is_refused(given):
     with pytest.raises(UserError, match="--data.value_range: .* is not .low, high. with low below high"):
         base.check_ranges({**dict.fromkeys(("val_fraction", "test_fraction", "label_noise"), 0), "image_size": None,
-                           "train_size": None, "train_fraction": 1, "batch_size": 1, "repeats": 1, "folds": None,
-                           "fold": 0, "value_range": given, "decoder": "cpu", "cache": "memory"})  # fmt: skip
+                           "train_size": None, "batch_size": 1, "repeats": 1,
+                           "value_range": given, "decoder": "cpu", "cache": "memory"})  # fmt: skip
 
 
 def test_pages_are_said_once(tmp_path, said):

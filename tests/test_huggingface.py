@@ -63,6 +63,14 @@ def ready(name: str, stage: str = "test", **options) -> HuggingFaceData:
     return data
 
 
+def test_over_all_folds_each_row_is_tested_once():
+    name, met = saved(train=items(30), validation=items(9, 30), test=items(6, 39)), []
+    for fold in range(3):
+        source, index = ready(name, folds=3, fold=fold, fold_part="test").parts["test"]
+        met += [source.names[i] for i in index.tolist()]
+    assert sorted(met) == sorted(source.names) == sorted(set(met)) and len(met) == 39  # none of the official test part
+
+
 def test_a_saved_folder_and_parquet_files_are_the_same_wherever_they_lie():
     train, test = items(30, caption="a cat"), items(9, 100, caption="")
     saved(train=train, test=test)

@@ -3,11 +3,15 @@ import pytest
 
 from imgcls.data.sample import SampleData
 from imgcls.data.sampling import EvalBatches, TrainBatches
-from imgcls.data.splits import mislabel, split, stratified_order
+from imgcls.data.splits import SplitOptions, mislabel, stratified_order
 from imgcls.errors import UserError
 
 LABEL = np.random.default_rng(7).choice(5, 997, p=[0.4, 0.3, 0.2, 0.07, 0.03])
 CARVE = {"val_fraction": 0.1, "test_fraction": 0.2}
+
+
+def split(label, seed=0, **options):
+    return SplitOptions(split_seed=seed, **options).split(label)
 
 
 def shares(index):

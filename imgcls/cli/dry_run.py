@@ -31,7 +31,8 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
     Raises:
         UserError: Something is wrong with data, model or settings.
     """
-    data.check_test = data.check_test or data.has_official("test") or data.test_fraction > 0
+    split = data.split_options
+    data.check_test |= data.has_official("test") or split.tests_fold or split.test_fraction > 0
     device = data.device = trainer.strategy.root_device
     data.prepare_data()
     data.setup("fit")

@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import write_clean_table
 from imgcls.data.folder import names_classes
 from imgcls.errors import UserError, printable
-from imgcls.evaluate.cleaning import Reason, clean, disagreeing
+from imgcls.evaluate.cleaning import Reason, clean, disagreeing, together
 from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
 from imgcls.evaluate.label_errors import label_errors
 from imgcls.images.survey import survey
@@ -77,7 +78,8 @@ class Audit(LightningVerb):
         """Look through all images before training: broken ones, duplicates, leaks, two labels; after it, label errors.
 
         Args:
-            out: Folder for audit.html, audit.json and the cleaned table, clean.csv.
+            out: Folder for audit.html, audit.json and the cleaned table, clean.csv, which keeps near duplicates as
+                groups; with --data.val_fraction=0 --data.test_fraction=0 none is left out as a leak from a carved part.
             runs: Runs, or folders of runs, whose validation and test predictions tell which labels are probably wrong;
                 each `--run DIR` adds one.
             predictions: Tables with such predictions from elsewhere, as `predict` writes them: a column `path` and the
@@ -103,6 +105,7 @@ class Images:
         rank: Number of its part in `parts`, (N,) int64.
         number: Of each image in its part's source, (N,) int64.
         label: (N,) int64; -1 of all images without labels.
+        group: See `Source`; -1: none.
         class_names: None of images without labels.
         names: N names.
         size, mode, digest, gray, reason: See `Survey`.
@@ -116,6 +119,8 @@ class Images:
         self.rank = np.repeat(np.arange(len(self.parts)), [len(index) for index in indices])
         self.number = np.concatenate(indices)
         self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
+        groups = [np.full(len(s), -1) if s.group is None else s.group for s in self.sources]
+        self.group = np.concatenate([group[i] for group, i in zip(groups, indices, strict=True)])
         self.class_names = data.class_names if (self.label >= 0).any() else []
         self.names = [s.names[k] for s, index in zip(self.sources, indices, strict=True) for k in index.tolist()]
         looked = []
@@ -225,9 +230,13 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         "predicted": len(known),
         "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
     }
-    kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
-    table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
-    result["clean"] = write_clean_table(out, table, images.class_names)
+    kept = reason == Reason.KEPT
+    group, of_part = together(near, images.group, kept), [kept & (images.rank == k) for k in range(len(images.parts))]
+    rows = zip(images.parts, images.sources, of_part, strict=True)
+    table = [(part, source, images.number[chosen], group[chosen]) for part, source, chosen in rows]
+    clean_table = result["clean"] = write_clean_table(out, table[::-1], images.class_names)
+    clean_table["folds"] = f"--data.group_column={clean_table['group_column']} --data.folds=5 --data.fold=0 "
+    clean_table["folds"] += "--data.fold_part=test" + ("" if data.has_official("test") else " --data.split_column=none")
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
     result["seconds"] = {"reading": read - started, "comparing": compared - read}
@@ -240,7 +249,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
 
 def _open(data: ImageDataModule) -> None:
     """Open all parts as the split lays them out, whole, with the labels as they are given, and read no image yet."""
-    data.train_fraction, data.label_noise, data.folds = 1.0, 0.0, None
+    data.split_options = replace(data.split_options, train_fraction=1.0, folds=None, fold=0, fold_part="val")
+    data.label_noise = 0.0
     data.checked |= set(PARTS)  # what cannot be read is to be found, and each image read once
     data.prepare_data()
     data.setup("test")
@@ -328,5 +338,8 @@ def _tell(result: dict[str, Any], out: Path) -> None:
         root = "" if result["clean"]["root"] == str(out) else f" --data.root={result['clean']['root']}"
         config = "--config configs/data/table.yaml" if labelled else "predict --run RUN_DIR"
         print(f"table: {config} --data.table={result['clean']['file']}{root}")
+        if labelled and result["clean"]["grouped"]:
+            print(f"in folds, {result['clean']['grouped']} images that look alike or are of one group kept together:")
+            print(f"  {result['clean']['folds']}")
     else:
         print("no table: the images are neither files of their own nor all in memory")

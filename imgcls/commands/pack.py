@@ -6,6 +6,7 @@ OUT/pack.json          class names, size and statistics, fingerprint; images and
     train-000000.tar   000000000.png, 000000000.cls (the label's number), 000000001.png …
     train.index        of each image four int64: first byte and bytes in its shard, label, first byte of its line
     train.jsonl        of each image a line ["name", "value of a further column", …]
+    train.group        of each image its group, int64, if the data have groups
     skipped.csv        what --data.on_error=skip left out
 """
 
@@ -102,6 +103,7 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
         fingerprint["data"] += f"@{size}"
     parts = {part: data.parts[part] for part in PARTS if len(data.parts[part][1])}
     columns = [n for n in parts["train"][0].columns if all(n in source.columns for source, _ in parts.values())]
+    grouped = all(source.group is not None for source, _ in parts.values())
     whole = out.resolve()
     fresh = whole.with_name(f".{whole.name}.part")
     try:
@@ -111,11 +113,13 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
         for part, (source, index) in parts.items():
             order = np.sort(index)
             if part == "train":  # an epoch reads shard after shard: each must hold all classes
-                np.random.default_rng(data.split_seed).shuffle(order)
+                np.random.default_rng(data.split_options.split_seed).shuffle(order)
             value_range = data.resize_crop(part).value_range
             # copying is as fast as handing over from one process to another
             workers = (cores() if data.num_workers is None else data.num_workers) if size else 0
             contents = _in_order(_Encoder(source, size, value_range), order.tolist(), workers)
+            if grouped and source.group is not None:
+                source.group[order].astype("<i8").tofile(fresh / f"{part}.group")
             written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, contents)
         facts = {
             "format": FORMAT,
@@ -128,6 +132,7 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             "value_range": data.value_range,
             "fingerprint": fingerprint,
             "columns": columns,
+            "grouped": grouped,
             "skipped": len(data.skipped),
             "parts": written,
         }

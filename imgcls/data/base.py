@@ -1,3 +1,4 @@
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from imgcls.data.on_device import DeviceBatches
 from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
 from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
-from imgcls.data.splits import mislabel, split
+from imgcls.data.splits import FoldPart, SplitOptions, mislabel
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
@@ -25,6 +26,7 @@ from imgcls.images.jpeg import require_decoder
 from imgcls.images.sources import ItemSource, Part, Source
 from imgcls.images.value_range import measured_range
 
+log = logging.getLogger(__name__)
 Parts = dict[Part, tuple[Source, np.ndarray]]
 KEPT = 2.25  # sides of what a cache keeps of a whole image, by those of crops: photos of 500 × 375 stay whole at 224
 
@@ -63,11 +65,14 @@ class ImageDataModule(DeviceBatches, ABC):
             8 bits stay as they are. Default: measured on the training part, see `measured_range`; a run keeps it.
             `none`: deeper images are errors, as for a run that was trained on images of 8 bits.
         augment: Applied to training batches on the device.
-        val_fraction: Share of the training part to validate on, where the source has no validation part.
+        val_fraction: Share of the training part to validate on, where the source has no validation part; images of
+            one group (see `group_column` of tables) never lie in two parts.
         test_fraction: Share of the training part to test on, where the source has no test part.
         split_seed: Seed of the carved parts. It is not the run's seed: runs with several seeds share a split.
         folds: Cross-validation: number of folds of the training (and official validation) part.
-        fold: Which fold is the validation part, from 0.
+        fold: Which fold is held out, from 0.
+        fold_part: What the fold is: `val`, or `test`, so that over all folds each image is tested once by a run that
+            has not seen it; val_fraction is then taken from the other folds, and an official test part not used.
         train_fraction: Stratified share of the training part to train on; smaller shares lie in larger ones.
         label_noise: Share of the training images that get another class, for studies of annotation errors.
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
@@ -111,6 +116,7 @@ class ImageDataModule(DeviceBatches, ABC):
         split_seed: int = 0,
         folds: int | None = None,
         fold: int = 0,
+        fold_part: FoldPart = "val",
         train_fraction: float = 1.0,
         label_noise: float = 0.0,
         repeats: int = 1,
@@ -134,10 +140,9 @@ class ImageDataModule(DeviceBatches, ABC):
         self.mean = per_channel("mean", mean or self.native_mean, self.channels)
         self.std = per_channel("std", std or self.native_std, self.channels)
         self.interpolation: Interpolation = interpolation or "bilinear"
-        self.crop_fraction, self.augment, self.split_seed = crop_fraction or 1.0, augment, split_seed
+        self.crop_fraction, self.augment = crop_fraction or 1.0, augment
         self.value_range: Sequence[float] | Literal["none"] | None = value_range
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.folds, self.fold, self.train_fraction, self.label_noise = folds, fold, train_fraction, label_noise
+        self.split_options, self.label_noise = SplitOptions.of(locals()), label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: Parts = {}
         self.on_error, self.checked, self.check_test = on_error, set[Part](), False
@@ -212,31 +217,26 @@ class ImageDataModule(DeviceBatches, ABC):
         """
         pool = self._require(self.open("train"), "training")
         official_val = self.open("val") if self.has_official("val") else None
-        if self.folds and official_val is not None:
+        if self.split_options.folds and official_val is not None:
             return JoinedSource(pool, official_val), None
         return pool, official_val
 
     def setup_training_parts(self) -> None:
         """Open the training and validation parts; their images are not checked."""
-        pool, official_val = self.pool()
-        chosen = split(
-            pool.label,
-            val_fraction=0 if official_val is not None else self.val_fraction,
-            test_fraction=0 if self.has_official("test") else self.test_fraction,
-            train_fraction=self.train_fraction,
-            seed=self.split_seed,
-            folds=self.folds,
-            fold=self.fold,
-        )
+        (pool, official_val), options = self.pool(), self.split_options
+        official_test, first = self.has_official("test"), self._rank()[0] == 0
+        chosen = options.split(pool.label, pool.group, official_val is None, not official_test)
+        if options.tests_fold and official_test and first:
+            log.info(f"fold {options.fold} of {options.folds} is the test part; the official test part is not used")
         if self.value_range is None:
-            self.value_range = measured_range(pool, chosen.train, say=self._rank()[0] == 0) or "none"
+            self.value_range = measured_range(pool, chosen.train, say=first) or "none"
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
-        if not self.has_official("test"):
+        if options.tests_fold or not official_test:
             self._test = (pool, np.sort(chosen.test))
         if self.label_noise:
-            noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, self.split_seed)
+            noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, options.split_seed)
             self.parts["train"] = (pool.relabelled(noisy), chosen.train)
 
     def has_official(self, part: Part) -> bool:

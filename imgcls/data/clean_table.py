@@ -11,37 +11,43 @@ import numpy as np
 from imgcls.images.sources import FileSource, Part, Source
 from imgcls.system.files import write_table
 
-Kept = tuple[Part, Source, np.ndarray]
+Kept = tuple[Part, Source, np.ndarray, np.ndarray]
 COLUMNS = ("path", "label", "split")  # the first alone of images without labels
 
 
 def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[str]) -> dict[str, Any]:
-    """Write clean.csv: path, label, split, and what else a table said of the images.
+    """Write clean.csv: path, label, split, group (or near_group, of a table with such a column), and what else it said.
 
     Images that have no file of their own, but lie in memory, are written as PNG files below `images/`.
 
     Args:
         folder: Where the table is written; an earlier one goes, and its images.
-        kept: Part, its source, and the numbers of the images kept in it, (M,) int64.
+        kept: Part, its source, the numbers of the images kept in it, and their groups, empty cells where -1, both (M,)
+            int64.
         class_names: Names of the classes; none of images without labels.
 
     Returns:
         Number of images of each part, of training images of each class, the table's `file` and the `root` of its paths,
-        both absent if the source has neither files nor all images in memory; names that no table can hold.
+        both absent if the source has neither files nor all images in memory; names that no table can hold; the
+        `group_column` and how many images are `grouped`.
     """
     (folder / "clean.csv").unlink(missing_ok=True)
     shutil.rmtree(folder / "images", ignore_errors=True)
-    sources = [source for _, source, _ in kept]
+    sources = [source for _, source, *_ in kept]
     files = [source for source in sources if isinstance(source, FileSource)]
     names: list[str] = []
     written: dict[str, Any] = {"images": {}, "classes": {}, "names_impossible": names}
     further = [n for n in sources[0].columns if n not in COLUMNS and all(n in s.columns for s in sources)]
+    grouped = "group"
+    while grouped in further:
+        grouped = f"near_{grouped}"
+    written |= {"group_column": grouped, "grouped": sum(int((group >= 0).sum()) for *_, group in kept)}
     rows: list[list[str]] = []
     in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
     root = Path(os.path.commonpath(set[str]().union(*map(_folders, files)))) if in_files else folder
-    for part, source, numbers in kept:
+    for part, source, numbers, groups in kept:
         count = np.zeros(len(class_names), np.int64)
-        for number in numbers.tolist():
+        for number, group in zip(numbers.tolist(), groups.tolist(), strict=True):
             path = _path(source, number, part, root)
             if not _fits(path):
                 names.append(source.names[number])
@@ -52,13 +58,13 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
             said = []
             if class_names:
                 count[source.label[number]] += 1
-                said = [class_names[source.label[number]], part]
+                said = [class_names[source.label[number]], part, "" if group < 0 else str(group)]
             rows.append([path, *said, *(source.columns[name][number] for name in further)])
         written["images"][part] = len(rows) - sum(written["images"].values())
         written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
     if not (in_files or in_memory):
         return written
-    write_table(folder / "clean.csv", [*(COLUMNS if class_names else COLUMNS[:1]), *further], rows)
+    write_table(folder / "clean.csv", [*((*COLUMNS, grouped) if class_names else COLUMNS[:1]), *further], rows)
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
 
 

@@ -18,13 +18,14 @@ def check(good: bool, option: str, value: object, wanted: str) -> None:
 
 
 def check_ranges(options: Mapping[str, Any]) -> None:
-    """Raise a UserError unless the options that all data modules share, by name, are in their ranges."""
-    for share in ("val_fraction", "test_fraction", "label_noise"):
-        check(0 <= options[share] < 1, share, options[share], "a share from 0 to below 1")
+    """Raise a UserError unless the options that all data modules share, by name, are in their ranges.
+
+    Those of the split are checked where they are kept, in `SplitOptions`.
+    """
+    label_noise, batch_size, repeats = options["label_noise"], options["batch_size"], options["repeats"]
+    check(0 <= label_noise < 1, "label_noise", label_noise, "a share from 0 to below 1")
     for size in ("image_size", "train_size"):
         check(options[size] is None or options[size] > 0, size, options[size], "a positive number of pixels")
-    train_fraction, batch_size, repeats = options["train_fraction"], options["batch_size"], options["repeats"]
-    check(0 < train_fraction <= 1, "train_fraction", train_fraction, "a share above 0, at most 1")
     check(batch_size == "auto" or batch_size > 0, "batch_size", batch_size, "a positive number")
     check(repeats > 0, "repeats", repeats, "a positive number")
     kept = options["decoder"] == "cpu" or options["cache"] in ("memory", "device", "none")
@@ -32,9 +33,6 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     values = options["value_range"]
     ascending = values in (None, "none") or len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
     check(ascending, "value_range", values, "[low, high] with low below high")
-    folds, fold = options["folds"], options["fold"]
-    check(folds is None or folds > 1, "folds", folds, "at least 2")
-    check(0 <= fold < (folds or 1), "fold", fold, f"a number from 0 to {(folds or 1) - 1} (see --data.folds)")
 
 
 def per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
@@ -65,7 +63,7 @@ def refuse_other_data(state: dict[str, Any], class_names: list[str], fingerprint
         raise UserError(
             f"data: {' and '.join(changed)} differ from those that the checkpoint was trained on, so test images "
             "may have been trained on; use the run's own data and --data.split_seed, --data.val_fraction, "
-            "--data.test_fraction and folds, or --data.verify_split=false if other data is what you want"
+            "--data.test_fraction, folds and groups, or --data.verify_split=false if other data is what you want"
         )
 
 

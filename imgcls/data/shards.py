@@ -87,7 +87,7 @@ class ShardData(ImageDataModule):
 
     def setup_training_parts(self) -> None:  # noqa: D102
         super().setup_training_parts()
-        if not self.folds and self.has_official("val") and self.has_official("test"):
+        if not self.split_options.folds and self.has_official("val") and self.has_official("test"):
             self.fingerprint = self.files.facts["fingerprint"]  # the parts are those of the data that was packed
         for _, index in self.parts.values():
             index.sort()  # as they lie

@@ -1,4 +1,5 @@
 import csv
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -13,6 +14,8 @@ from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import LISTED, Skipped, first_of
 from imgcls.images.sources import FileSource, Source
 
+log = logging.getLogger(__name__)
+
 
 class TableData(ImageDataModule):
     """A CSV or Parquet table with a row per image: its path, its label, and perhaps its part.
@@ -26,7 +29,9 @@ class TableData(ImageDataModule):
         path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
         split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
-            is one.
+            is one; `none`: all rows are divided anew.
+        group_column: What images have in common that must not be in two parts, such as a patient or a place; an empty
+            cell is an image of its own. Parts that the table gives stay as they are.
     """
 
     root: Path
@@ -37,6 +42,7 @@ class TableData(ImageDataModule):
         path_column: str = "path",
         label_column: str = "label",
         split_column: str | None = None,
+        group_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -51,8 +57,11 @@ class TableData(ImageDataModule):
             split_column = "split"
         paths = column(self.table, columns, path_column, "path_column")
         labels = column(self.table, columns, label_column, "label_column")
-        splits = column(self.table, columns, split_column, "split_column") if split_column else None
-        self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
+        splits = None if split_column in (None, "none") else column(self.table, columns, split_column, "split_column")
+        self._group = [] if group_column is None else column(self.table, columns, group_column, "group_column")
+        self._said = False
+        known_columns = (path_column, label_column, split_column)
+        self._further = {k: v for k, v in columns.items() if k and k not in known_columns and any(v)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
@@ -73,6 +82,22 @@ class TableData(ImageDataModule):
         if not known:
             raise UserError(f"{self.table}: has no rows that can be used")
 
+    def prepare_data(self) -> None:
+        """Say once, in one process, which groups the table's own parts divide."""
+        parts: dict[str, set[str]] = {}
+        for row, *_, part in self._rows if self._group else []:
+            together = "train" if part == "val" and self.split_options.folds else part
+            if self._group[row] and not (part == "test" and self.split_options.tests_fold):
+                parts.setdefault(self._group[row], set()).add(together)
+        divided = [group for group, of in parts.items() if len(of) > 1]
+        if divided and not self._said:
+            self._said = True
+            log.warning(
+                f"{self.table}: {len(divided)} of {len(parts)} groups have images in several parts, such as "
+                f"{printable(divided[0])} in {', '.join(sorted(parts[divided[0]]))}: figures may be too good; "
+                "--data.split_column=none divides anew"
+            )
+
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return any(of == part for *_, of in self._rows)
 
@@ -82,6 +107,9 @@ class TableData(ImageDataModule):
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
         source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
         source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
+        if self._group:  # numbers are those of the whole table: other parts may be joined
+            number = {name: k for k, name in enumerate(sorted(set(self._group) - {""}))} | {"": -1}
+            source.group = np.array([number[self._group[row]] for row, *_ in rows], dtype=np.int64)
         refuse_if_none_is_there(source, f"files of the {part} part")
         return source
 

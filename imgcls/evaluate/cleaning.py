@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import numpy as np
 
+from imgcls.evaluate.duplicates import groups_of
+
 
 class Reason(StrEnum):
     """Why an image is left out; the first that holds."""
@@ -53,6 +55,25 @@ def clean(
     leave_out(rank != rank[first], Reason.NEAR_LEAK, first)
     leave_out(wrong, Reason.LABEL_ERROR)
     return reason, of
+
+
+def together(near: np.ndarray, given: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """What no split of the kept images may divide: those that look alike, and those that the data group.
+
+    Args:
+        near: Group of each image among those that look alike, (N,) int64.
+        given: Its group in the data, (N,) int64; -1: none.
+        kept: Images that are kept, (N,) bool.
+
+    Returns:
+        Number of each image's group from 1, (N,) int64; -1: no other image that is kept is in it.
+    """
+    given = np.where(given < 0, given.max(initial=0) + 1 + np.arange(len(given)), given)
+    unit = groups_of(np.concatenate([np.stack([_first(of), np.arange(len(of))], 1) for of in (near, given)]), len(near))
+    _, place, count = np.unique(unit[kept], return_inverse=True, return_counts=True)
+    group = np.full(len(unit), -1)
+    group[kept] = np.where(count > 1, np.cumsum(count > 1), -1)[place]
+    return group
 
 
 def disagreeing(group: np.ndarray, label: np.ndarray) -> np.ndarray:

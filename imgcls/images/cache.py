@@ -40,7 +40,7 @@ class CachedSource(Source):
 
     def __init__(self, source: Source, index: np.ndarray, resize_crop: ResizeCrop, folder: Path | None) -> None:
         super().__init__(source.label, source.names)
-        self.source, self.resize_crop = source, resize_crop
+        self.source, self.resize_crop, self.group = source, resize_crop, source.group
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
         image = ("image", np.uint8, (resize_crop.kept, resize_crop.kept, resize_crop.channels))

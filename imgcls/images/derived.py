@@ -23,6 +23,9 @@ class JoinedSource(Source):
         self.verified = first.verified and second.verified
         shared = [name for name in first.columns if name in second.columns]
         self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
+        if first.group is not None or second.group is not None:
+            groups = [np.full(len(of), -1) if of.group is None else of.group for of in (first, second)]
+            self.group = np.concatenate(groups)
 
     def images(self, index: Sequence[int], resize_crop: ResizeCrop) -> Tensor:  # noqa: D102
         number = np.asarray(index)
@@ -83,7 +86,7 @@ class FeatureSource(Source):
 
     def __init__(self, source: Source, index: np.ndarray, feature: Tensor) -> None:
         super().__init__(source.label, source.names)
-        self.source, self.feature = source, feature
+        self.source, self.feature, self.group = source, feature, source.group
         self.row = np.full(len(source), -1)
         self.row[index] = np.arange(len(index))
 

@@ -36,6 +36,8 @@ class ShardSource(EncodedSource):
         super().__init__(index[:, 2], Texts(text, index[:, 3], 0))
         columns = enumerate(files.facts["columns"], 1)
         self.columns = {name: Texts(text, index[:, 3], field) for field, name in columns}
+        if files.facts.get("grouped"):  # packs of earlier versions do not say
+            self.group = np.memmap(files.path(f"{part}.group", 8 * count), np.dtype("<i8"), "r", shape=count)
         self.files, self.part, self.window, self.position = files, part, window, index
         self.shards = facts["shards"]
         self.start = np.cumsum([0, *(images for images, _ in self.shards)])[:-1]

@@ -64,6 +64,8 @@ class Source(ABC):
 
     Attributes:
         columns: What else is known of the images, N values by the column's name: test results are shown by value.
+        group: Images of one number, in whichever part of the data set, show the same thing, such as a patient: no split
+            puts them into two parts, (N,) int64; -1: an image of its own. None: all are.
         in_memory: Whether no file is read for them.
         verified: Whether all images were read when they were put there, so that it need not be done again.
     """
@@ -71,6 +73,7 @@ class Source(ABC):
     in_memory = False
     verified = False
     columns: Mapping[str, Sequence[str]] = {}
+    group: np.ndarray | None = None
 
     def __init__(self, label: np.ndarray, names: Sequence[str]) -> None:
         self.label = np.asarray(label, dtype=np.int64)

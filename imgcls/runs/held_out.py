@@ -20,8 +20,8 @@ def held_out(
 ) -> np.ndarray:
     """Probabilities (N, K) for images of these names, NaN where there are none: of several, their mean.
 
-    Of each run its validation and test images count. Runs of all folds (`--data.folds=5 --data.fold=0` and so on)
-    together have every image of the training part.
+    Of each run its validation and test images count. Runs of all folds (`--data.folds=5 --data.fold=0` and so on), be
+    the fold the validation or the test part, together have every image of the training part.
 
     Args:
         runs: The runs.
