@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imgcls.commands.experiment import Job, _words, read_question
+from imgcls.cli.jobs import Job
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
+from imgcls.science.question import read_question
 
 from .conftest import ROOT
 
@@ -80,7 +81,7 @@ def test_a_killed_experiment_goes_on(question):
     process.wait()
     config = yaml.safe_load(Path("runs/rates/high/seed-0/config.yaml").read_text())
     job = Job("high", question / "high.yaml", 0, RunFolder("runs/rates/high/seed-0"), ())
-    assert config["seed_everything"] == 0 and _words(job) == ["fit", "--resume", "runs/rates/high/seed-0"]
+    assert config["seed_everything"] == 0 and job.words_now() == ["fit", "--resume", "runs/rates/high/seed-0"]
     done = subprocess.run([*command, "--jobs", "2"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list(Path("runs/rates").rglob("metrics.json"))) == 4
@@ -90,7 +91,7 @@ def test_what_never_reached_a_checkpoint_starts_anew(question, tmp_path):
     run = RunFolder("runs/rates/low/seed-0")
     run.path.mkdir(parents=True)
     (run.path / "config.yaml").write_text("half")
-    words = _words(Job("low", question / "low.yaml", 0, run, ("--model.lr=1",)))
+    words = Job("low", question / "low.yaml", 0, run, ("--model.lr=1",)).words_now()
     assert words[:3] == ["fit", "--config", str(question / "low.yaml")] and words[-1] == "--model.lr=1"
     assert not run.path.exists()
 
