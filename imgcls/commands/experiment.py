@@ -32,6 +32,46 @@ EPILOG = """All other options are those of fit (python -m imgcls fit --help), an
 
 def main(words: list[str]) -> int:
     """Run every arm of a question with every seed, and compare: what is done is skipped, what was cut off goes on."""
+    options, rest = _parser().parse_known_args(words)
+    given = {key: getattr(options, key) for key in ("seeds", "folds", "repeats")}
+    question = read_question(options.folder, **given)
+    _refuse_given(question, rest)
+    work = _Work(question, options.out or Path("runs") / question.name, rest, max(1, options.jobs))
+    if options.print:
+        if options.until is not None:
+            raise UserError("--until: asks the runs themselves how many there will be; it does not go with --print")
+        print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, work.jobs()))
+        return 0
+    if options.until is None and options.budget:
+        raise UserError("--budget: is that of --until WIDTH, which is missing")
+    if options.until is not None:
+        _check_until(question, options.until)
+    print(f"{question.question}\n{len(question.arms)} arms, {question.replicates}")
+    stopped = ""
+    if options.until is None:
+        work.run_question()
+    else:
+        stopped = work.run_until(options.until, options.budget)
+    from imgcls.pages.compare_page import write_page
+
+    groups = arms_of(question, work.out)
+    for values, alike in by_values(question, groups).items():
+        result = compare(alike, question.metric, question.baseline)
+        page = work.out / f"{'-'.join(['compare', *values])}.html"
+        print("", *(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True)), sep="\n")
+        print_comparison(result)
+        write_page(page, result, alike)
+        print(f"\npage: {page}")
+    for claim in judge(question, groups):
+        print(f"\n{claim.text}: {claim.answer}")
+    if stopped:
+        _print_widths(intervals(question, groups), options.until, stopped)
+    for job, code in work.failed:
+        print(f"failed: {job.name} (exit code {code}): {last_line(job.log)}; see {job.log}", file=sys.stderr)
+    return 1 if work.failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m imgcls experiment",
         usage="%(prog)s QUESTION [--KEY VALUE …] [options of fit]",
@@ -53,39 +93,7 @@ def main(words: list[str]) -> int:
     budget = f"time, or number of runs, beyond which --until adds none; default: {MOST} times the runs of the question"
     add("--budget", type=read_budget, metavar="2h|30m|90s|40", help=budget)
     add("--print", choices=["wandb", "slurm"], help="write a sweep or a job array, and run nothing")
-    options, rest = parser.parse_known_args(words)
-    given = {key: getattr(options, key) for key in ("seeds", "folds", "repeats")}
-    question = read_question(options.folder, **given)
-    _refuse_given(question, rest)
-    work = _Work(question, options.out or Path("runs") / question.name, rest, max(1, options.jobs))
-    if options.print:
-        if options.until is not None:
-            raise UserError("--until: asks the runs themselves how many there will be; it does not go with --print")
-        print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, work.jobs()))
-        return 0
-    if options.until is None and options.budget:
-        raise UserError("--budget: is that of --until WIDTH, which is missing")
-    if options.until is not None:
-        _check_until(question, options.until)
-    print(f"{question.question}\n{len(question.arms)} arms, {question.replicates}")
-    stopped = work.run_question() if options.until is None else work.run_until(options.until, options.budget)
-    from imgcls.pages.compare_page import write_page
-
-    groups = arms_of(question, work.out)
-    for values, alike in by_values(question, groups).items():
-        result = compare(alike, question.metric, question.baseline)
-        page = work.out / f"{'-'.join(['compare', *values])}.html"
-        print("", *(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True)), sep="\n")
-        print_comparison(result)
-        write_page(page, result, alike)
-        print(f"\npage: {page}")
-    for claim in judge(question, groups):
-        print(f"\n{claim.text}: {claim.answer}")
-    if options.until is not None:
-        _print_widths(intervals(question, groups), options.until, stopped)
-    for job, code in work.failed:
-        print(f"failed: {job.name} (exit code {code}): {last_line(job.log)}; see {job.log}", file=sys.stderr)
-    return 1 if work.failed else 0
+    return parser
 
 
 class _Work:
@@ -110,7 +118,7 @@ class _Work:
     def run_question(self, more: int = 0, budget: Budget | None = None) -> None:
         """Make the runs that the question asks for, and those of so many further rounds, where they are not done."""
         jobs = self.jobs(range(self.question.replicates.rounds + more))
-        left = [job for job in jobs if not job.is_done(self.question.metric)]
+        left = self._left(jobs)
         print(f"{len(jobs) - len(left)} of {len(jobs)} runs are done", flush=True)
         if budget and len(left) > budget.runs:
             raise UserError(f"--budget {budget.runs:g}: {len(left)} runs are to be made before --until adds any")
@@ -129,18 +137,21 @@ class _Work:
             more += 1  # begun by an earlier call
         self.run_question(more, budget)
         while not self.failed:
+            jobs = self._left(self.jobs([own + more]))
+            if not jobs:
+                more += 1
+                continue
             found = intervals(question, arms_of(question, self.out))
             wide = sorted((one for one in found if one.is_wide(width)), key=lambda one: one.width)
             if not wide:
                 return "all are narrow enough"
             if out_of_reach := [one for one in wide if one.floor > width]:
                 return max(out_of_reach, key=lambda one: one.floor).limit(width)
-            jobs = self.jobs([own + more])
+            if not budget and own + more >= MOST * own:
+                return f"there are {MOST} times the runs of the question, the most without --budget"
             took = time.monotonic() - self.began
             if budget and (refusal := budget.refusal(took, self.made, len(jobs), self.pace * len(jobs))):
                 return refusal
-            if not budget and own + more >= MOST * own:
-                return f"there are {MOST} times the runs of the question, the most without --budget"
             print(
                 f"{len(wide)} of {len(found)} intervals are wider than {width:g}, the widest that of {wide[-1].arm} "
                 f"({_width(wide[-1])}): {len(jobs)} more runs",
@@ -150,6 +161,9 @@ class _Work:
             more += 1
         return "runs failed"
 
+    def _left(self, jobs: Sequence[Job]) -> list[Job]:
+        return [job for job in jobs if not job.is_done(self.question.metric)]
+
     def _run(self, jobs: Sequence[Job]) -> None:
         began = time.monotonic()
         self.failed += run_jobs(jobs, self.question.metric, self.at_once)
@@ -157,7 +171,7 @@ class _Work:
         self.pace = (time.monotonic() - began) / len(jobs)
 
 
-def _print_widths(found: Sequence[Interval], width: float, stopped: str | None) -> None:
+def _print_widths(found: Sequence[Interval], width: float, stopped: str) -> None:
     print(f"\n95 % intervals, to be at most {width:g} wide:\n")
     rows = [(one.arm, f"{one.comparison.difference:+.4f}", _width(one)) for one in found]
     print_columns([("arm", "difference", "width"), *rows])

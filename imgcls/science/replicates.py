@@ -52,16 +52,15 @@ class Replicates:
             beyond = max(self.seeds) + 1 + number - len(self.seeds)
             seed = self.seeds[number] if number < len(self.seeds) else beyond
             return [Replicate(seed, f"seed-{seed}")]
-        splits = {f"split-{number}": (f"--data.split_seed={number}",)}
-        if self.folds:
-            tested = f"--data.folds={self.folds}", "--data.fold_part=test"
-            splits = {
-                f"split-{number}-fold-{fold}": (*tested, f"--data.fold={fold}", f"--data.split_seed={number}")
-                for fold in range(self.folds)
-            }
-        return [
-            Replicate(seed, f"seed-{seed}-{split}", options) for seed in self.seeds for split, options in splits.items()
-        ]
+        split, tested = f"--data.split_seed={number}", (f"--data.folds={self.folds}", "--data.fold_part=test")
+        found = []
+        for seed in self.seeds:
+            name = f"seed-{seed}-split-{number}"
+            for fold in range(self.folds):
+                found.append(Replicate(seed, f"{name}-fold-{fold}", (*tested, f"--data.fold={fold}", split)))
+            if not self.folds:
+                found.append(Replicate(seed, name, (split,)))
+        return found
 
     def __str__(self) -> str:
         """Such as `seeds 0, 1, 2 on 2 splits of 5 folds`."""

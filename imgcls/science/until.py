@@ -27,7 +27,7 @@ class Interval:
     Attributes:
         arm: The arm.
         comparison: With the baseline of the same values of the axes.
-        floor: Width to which more and more runs would bring it.
+        floor: Width to which more and more runs would bring it, at the least.
         images: Test images that all runs share; 0 where each split has its own.
     """
 
@@ -50,19 +50,21 @@ class Interval:
     def limit(self, width: float) -> str:
         """Why no number of runs brings it to that width, and what would."""
         more = (self.floor / width) ** 2  # variance falls with the number of images
-        why, takes = "as all splits are of the same images", f"{more:.1f} times as many"
-        if self.images:
-            why, takes = f"with {self.images:,} test images", f"{math.ceil(more * self.images):,} of them"
-        return f"no number of runs brings {self.arm} below {self.floor:.4f} {why}; {width:g} takes more than {takes}"
+        reached = f"brings {self.arm} below {self.floor:.4f}"
+        if not self.images:
+            why = f"no number of repeats {reached}, as all splits are of the same images"
+            return f"{why}; {width:g} takes more than {more:.1f} times as many"
+        why, needed = f"no number of seeds {reached} with {self.images:,} test images", math.ceil(more * self.images)
+        return f"{why}; {width:g} takes more than {needed:,} of them"
 
 
 def intervals(question: Question, groups: Sequence[Group]) -> list[Interval]:
     """Of the differences of all arms from their baselines.
 
-    To stop once all of them are narrow leaves a 95 % interval nearly what it is, as their width knows nothing of what
-    the difference is (Chow and Robbins, On the asymptotic theory of fixed-width sequential confidence intervals, Annals
-    of Mathematical Statistics 1965): in 1,500 simulated stops it held the true difference in 92 to 95 % of them. To
-    stop once a difference is significant would find one where there is none.
+    To stop once all of them are narrow leaves a 95 % interval nearly what it is, as the width knows nothing of the
+    difference (Chow and Robbins, On the asymptotic theory of fixed-width sequential confidence intervals, Annals of
+    Mathematical Statistics 1965): simulated, with 2 to 5 seeds to begin with, it held the true one in 92 to 95 % of the
+    cases. To stop once a difference is significant would find one where there is none.
     """
     found = []
     for values, alike in by_values(question, groups).items():
@@ -77,20 +79,26 @@ def intervals(question: Question, groups: Sequence[Group]) -> list[Interval]:
 
 
 def _floor(comparison: Comparison, group: Group, base: Group, metric: str) -> float:
-    """Width with runs without number: what the test images leave or, over splits, that training sets overlap."""
-    quantile = float(scipy.special.ndtri((1 + LEVEL) / 2))
-    if comparison.design:
-        return 2 * quantile * math.sqrt(comparison.design.of_images)
-    ours, theirs = group.by_split(metric), base.by_split(metric)
-    apart = [np.mean(scores) - np.mean(theirs[key]) for key, scores in ours.items() if key in theirs]
-    if not group.over or len(apart) < 2:
-        return 0.0
-    # the interval's variance is (1/J + ratio) s², see compare_splits: ratio s² stays. With few splits s² is uncertain:
-    # its lower bound, as to stop too early is worse than to stop late
-    freedom, spread = len(apart) - 1, float(np.var(apart, ddof=1))
-    half = (comparison.difference.high - comparison.difference.low) / 2
-    stays = (half / float(scipy.special.stdtrit(freedom, (1 + LEVEL) / 2))) ** 2 - spread / len(apart)
-    return 2 * quantile * math.sqrt(max(0.0, stays) * freedom / float(scipy.special.chdtri(freedom, 1 - LEVEL)))
+    """Width with runs without number: what the test images leave or, over splits, that training sets overlap.
+
+    Variances are taken at the lower bound of their one-sided 95 % interval: to stop too early is worse than too late.
+    """
+    design, stays = comparison.design, 0.0
+    if design and design.images:
+        stays = _least(design.of_images + design.of_both, design.images - 1) - design.of_both
+    elif group.over:
+        ours, theirs = group.by_split(metric), base.by_split(metric)
+        apart = [np.mean(scores) - np.mean(theirs[key]) for key, scores in ours.items() if key in theirs]
+        if (freedom := len(apart) - 1) > 0:
+            # the interval's variance is (1/J + ratio) s², see compare_splits, of which ratio s² stays
+            half = (comparison.difference.high - comparison.difference.low) / 2
+            whole = (half / float(scipy.special.stdtrit(freedom, (1 + LEVEL) / 2))) ** 2
+            stays = _least(whole - float(np.var(apart, ddof=1)) / len(apart), freedom)
+    return 2 * float(scipy.special.ndtri((1 + LEVEL) / 2)) * math.sqrt(max(0.0, stays))
+
+
+def _least(variance: float, freedom: int) -> float:
+    return variance * freedom / float(scipy.special.chdtri(freedom, 1 - LEVEL))
 
 
 @dataclass(frozen=True)
