@@ -88,7 +88,7 @@ def test_a_killed_experiment_goes_on(question):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     last = Path("runs/rates/high/seed-0/checkpoints/last.ckpt")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
