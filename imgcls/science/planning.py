@@ -97,3 +97,8 @@ def _least(enough: Callable[[float], bool]) -> float | None:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def narrow_enough(comparison: Comparison, width: float) -> bool:
+    """Whether the 95 % interval of the difference is at most so wide; not where there is none."""
+    return comparison.difference.high - comparison.difference.low <= width

@@ -4,6 +4,7 @@ import math
 import re
 import tomllib
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from itertools import product
@@ -14,10 +15,11 @@ from imgcls.errors import UserError, near
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
 from imgcls.science.comparison import compare_groups
-from imgcls.science.groups import Group, group_runs
-from imgcls.science.statistics import Comparison, compare_pairs, compare_scores, holm
+from imgcls.science.groups import Group, group_runs, short
+from imgcls.science.replicates import Replicates, over_of
+from imgcls.science.statistics import Comparison, compare_pairs, holm
 
-KINDS: dict[type, str] = {str: "text", list: "a list", dict: "a table"}
+KINDS: dict[type, str] = {str: "text", int: "a whole number", list: "a list", dict: "a table"}
 SIDE = r"([^\s:]+)(?::(\S+))?"
 
 
@@ -42,7 +44,9 @@ class Question:
     Attributes:
         folder: The folder.
         question: In words.
-        seeds: Seeds of every arm.
+        seeds: Seeds of every arm, on each split.
+        folds: Folds of cross-validation, of which each is the test part once; 0: none.
+        repeats: How many times the images are split anew, into folds or else at random; 0: as the arms have it.
         baseline: Name of the arm (with axes, of its file) that the others are compared with.
         metric: What is compared.
         metrics: What is shown of each arm; where it is given, its first is compared.
@@ -60,6 +64,8 @@ class Question:
     folder: Path
     question: str = ""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    folds: int = 0
+    repeats: int = 0
     baseline: str = ""
     metric: str = "test/acc"
     metrics: list[str] = field(default_factory=list)
@@ -77,6 +83,11 @@ class Question:
     def name(self) -> str:
         """Name of the folder."""
         return self.folder.resolve().name
+
+    @property
+    def replicates(self) -> Replicates:
+        """Over what every arm is repeated."""
+        return Replicates(self.seeds, self.folds, self.repeats)
 
     @property
     def arms(self) -> dict[str, Arm]:
@@ -123,8 +134,12 @@ class Claim:
         return f"{self.verdict} ({difference:+.3f}{'; one seed' if math.isnan(difference.low) else ''})"
 
 
-def read_question(folder: Path) -> Question:
+def read_question(folder: Path, **given: Any) -> Question:
     """Read a question's folder.
+
+    Args:
+        folder: The folder.
+        given: Keys that stand in place of the file's, where they are not None.
 
     Raises:
         UserError: There is no question.toml or no arm, or a key is missing, unknown or of the wrong kind.
@@ -136,13 +151,19 @@ def read_question(folder: Path) -> Question:
         content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not TOML ({error})") from error
+    content |= {key: value for key, value in given.items() if value is not None}
     blank = Question(folder)
     known = {one.name: type(getattr(blank, one.name)) for one in fields(Question) if one.name != "folder"}
     for key, value in content.items():
         if key not in known:
             raise UserError(f"{path}: {key}: there is no such key{near(key, known)}; it takes {', '.join(known)}")
-        if not isinstance(value, known[key]):
+        if type(value) is not known[key]:
             raise UserError(f"{path}: {key}: {value!r} is not {KINDS[known[key]]}")
+    seeds, folds, repeats = (content.get(key, getattr(blank, key)) for key in ("seeds", "folds", "repeats"))
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: seeds: {seeds} are not numbers from 0, each once")
+    if folds < 0 or folds == 1 or repeats < 0:
+        raise UserError(f"{path}: folds: {folds}, repeats: {repeats}: give at least 2 folds and 1 repeat; 0: none")
     metrics = content.get("metrics") or [content.get("metric", blank.metric)]
     for axis, values in content.get("axes", {}).items():
         if not isinstance(values, dict) or {type(options) for options in values.values()} != {list}:
@@ -170,13 +191,22 @@ def read_question(folder: Path) -> Question:
 
 
 def arms_of(question: Question, runs: Path) -> list[Group]:
-    """The runs of each arm that has any, `runs/ARM/seed-N`, under the arm's name."""
+    """The runs of each arm that has any, under the arm's name: `runs/ARM/seed-N`, or those on several splits.
+
+    Which of the two the question says; where there are none of these, the others, whose folds or repeats were given on
+    a command line.
+    """
+    found = {arm: [path.parent for path in (runs / arm).glob("seed-*/config.yaml")] for arm in question.arms}
+    kinds = {over_of(folder.name) for folders in found.values() for folder in folders}
+    over = question.replicates.over
+    over = over if over in kinds else max(kinds, key=len, default=())
     groups = []
-    for arm in question.arms:
-        folders = sorted((runs / arm).glob("seed-*/config.yaml"), key=lambda p: _natural(p.parent.name))
-        if folders:
-            groups.append(Group([Run(RunFolder(path.parent)) for path in folders], name=arm))
-    telling = {id(alike.runs[0]): alike.settings for alike in group_runs([group.runs[0] for group in groups])}
+    for arm, folders in found.items():
+        chosen = sorted((f for f in folders if over_of(f.name) == over), key=lambda f: _natural(f.name))
+        if chosen:
+            groups.append(Group([Run(RunFolder(folder)) for folder in chosen], name=arm, over=over))
+    first = [group.runs[0] for group in groups]
+    telling = {id(alike.runs[0]): alike.settings for alike in group_runs(first, [short(key) for key in over])}
     for group in groups:
         group.settings = telling.get(id(group.runs[0]), {})
     return groups
@@ -212,9 +242,19 @@ def _compare(left: Group | None, left_metric: str, right: Group | None, right_me
     ours, theirs = left.scores(left_metric), right.scores(right_metric)
     if not ours or not theirs:
         return None
-    if left is right and len(ours) == len(theirs):
+    if left_metric == right_metric:
+        return compare_groups(left, right, left_metric)
+    if left is right and not left.over and len(ours) == len(theirs):
         return compare_pairs(ours, theirs)
-    return compare_groups(left, right, left_metric) if left_metric == right_metric else compare_scores(ours, theirs)
+    return compare_groups(_measured_by(left_metric, left), _measured_by(right_metric, right), "")
+
+
+def _measured_by(metric: str, group: Group) -> Group:
+    """The group with one metric alone, of no name: two metrics can then be compared as one is."""
+    runs = [copy(run) for run in group.runs]
+    for run in runs:
+        run.metrics = {"": run.metrics.get(metric)}
+    return replace(group, runs=runs)
 
 
 def _sides(path: Path, claim: str) -> list[tuple[str, str | None]]:
