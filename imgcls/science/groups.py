@@ -9,7 +9,8 @@ from imgcls.errors import UserError, near
 from imgcls.runs.run import Run, Settings
 
 SEEDS = ("seed_everything", "data.init_args.seed")
-SPLITS, MEASURED = ("data.init_args.fold", "data.init_args.split_seed"), "data.init_args.value_range"
+FOLD, SPLIT, MEASURED = (f"data.init_args.{name}" for name in ("fold", "split_seed", "value_range"))
+SPLITS = FOLD, SPLIT
 # prefixes of settings that say where and how fast a run was computed and what it wrote, not what was computed
 INCIDENTAL = tuple(
     "trainer.logger trainer.default_root_dir trainer.enable_ checkpoint. last_checkpoint. nonfinite. experiment "

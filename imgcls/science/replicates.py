@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from imgcls.science.groups import SPLIT
-
-FOLD = "data.init_args.fold"
+from imgcls.science.groups import FOLD, SPLIT
 
 
 @dataclass(frozen=True)
