@@ -14,7 +14,7 @@ from imgcls.cli.arguments import configures, gives, take
 from imgcls.cli.configs import as_config, config_files, expand_configs, read_config
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.clean_table import write_clean_table
+from imgcls.data.clean_table import say, write_clean_table
 from imgcls.data.folder import names_classes
 from imgcls.errors import UserError, printable
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing
@@ -190,8 +190,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
         suspects = known[label_errors(probability[known], images.label[known])]
     wrong = np.zeros(len(images), bool)
-    if drop_label_errors:
-        wrong[suspects] = images.rank[suspects] == images.parts.index("train")
+    wrong[suspects] = drop_label_errors & (images.rank[suspects] == images.parts.index("train"))
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
 
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
@@ -227,6 +226,9 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     }
     kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
     table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
+    if len(known):
+        suggested = [row["suggested"] for row in result["label_errors"]]
+        say(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], suggested, strict=True))
     result["clean"] = write_clean_table(out, table, images.class_names)
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
@@ -274,8 +276,9 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
 
 def _of_classes(images: Images, parts: dict[Part, np.ndarray]) -> dict[str, Any]:
     """How many images the parts, given as (N,) bool, have of each class."""
-    count = len(images.class_names)
-    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
+    counts = {
+        part: np.bincount(images.label[of], minlength=len(images.class_names)).tolist() for part, of in parts.items()
+    }
     return {
         "images": {part: sum(number) for part, number in counts.items()},
         "classes": {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()},
@@ -320,8 +323,7 @@ def _tell(result: dict[str, Any], out: Path) -> None:
         print(f"  {number:>7}  {FOUND[key]}")
     if labelled and not result["predicted"]:
         print("           label errors were not looked for: --run RUN_DIR gives predictions")
-    lost = [name for name, number in result["clean"]["classes"].get("train", {}).items() if number == 0]
-    if lost:
+    if lost := [name for name, number in result["clean"]["classes"].get("train", {}).items() if number == 0]:
         print(f"\nno training image is left of {', '.join(lost)}")
     print(f"\npage: {out / 'audit.html'}")
     if "file" in result["clean"]:

@@ -19,6 +19,7 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.processes import last_line, start_run
 from imgcls.science.comparison import compare
+from imgcls.science.conclusion import conclusion
 from imgcls.science.question import Question, arms_of, by_values, judge, read_question
 from imgcls.system.files import read_json, write_atomic
 
@@ -73,6 +74,7 @@ def main(words: list[str]) -> int:
         return 0
     print(f"{question.question}\n{len(question.arms)} arms, seeds {', '.join(map(str, question.seeds))}")
     failed = run_jobs(jobs, question.metric, max(1, options.jobs))
+    from imgcls.pages.answer import write_answer
     from imgcls.pages.compare_page import write_page
 
     groups = arms_of(question, out)
@@ -85,6 +87,9 @@ def main(words: list[str]) -> int:
         print(f"\npage: {page}")
     for claim in judge(question, groups):
         print(f"\n{claim.text}: {claim.answer}")
+    if any(group.scores(question.metric) for group in groups):
+        write_atomic(out / "answer.md", write_answer(question, groups, out / "answer.png", "answer.png", rest))
+        print(f"\n{conclusion(question, groups, rest)}\n\nanswer: {out / 'answer.md'}")
     for job, code in failed:
         which = f"{job.arm}, seed {job.seed} (exit code {code})"
         print(f"failed: {which}: {last_line(job.log)}; see {job.log}", file=sys.stderr)

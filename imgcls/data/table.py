@@ -27,6 +27,8 @@ class TableData(ImageDataModule):
         label_column: Labels, of any kind.
         split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
             is one.
+        leave_out_column: Images for which it says anything are not trained on, such as `suggested` of an audit's
+            table; they are still validated and tested on, with the labels that they have.
     """
 
     root: Path
@@ -37,6 +39,7 @@ class TableData(ImageDataModule):
         path_column: str = "path",
         label_column: str = "label",
         split_column: str | None = None,
+        leave_out_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -53,6 +56,9 @@ class TableData(ImageDataModule):
         labels = column(self.table, columns, label_column, "label_column")
         splits = column(self.table, columns, split_column, "split_column") if split_column else None
         self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
+        self.leave_out_column = leave_out_column
+        if leave_out_column:
+            column(self.table, columns, leave_out_column, "leave_out_column")
         if not paths:
             raise UserError(f"{self.table}: has no rows")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
@@ -84,6 +90,16 @@ class TableData(ImageDataModule):
         source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
         refuse_if_none_is_there(source, f"files of the {part} part")
         return source
+
+    def setup_training_parts(self) -> None:  # noqa: D102
+        super().setup_training_parts()
+        if self.leave_out_column:
+            source, index = self.parts["train"]
+            said = source.columns.get(self.leave_out_column, [""] * len(source))  # a column without any text is none
+            kept = np.array([number for number in index if not said[number]], dtype=np.int64)
+            if not len(kept):
+                raise UserError(f"--data.leave_out_column {self.leave_out_column}: leaves no image to train on")
+            self.parts["train"] = source, kept
 
     def _parts_of(self, values: list[str]) -> list[Part]:
         parts = []

@@ -1,0 +1,170 @@
+"""The closing paragraph of an answer, in plain words: what to take, how sure that is, and what would tell."""
+
+import math
+import re
+import shlex
+from collections.abc import Sequence
+
+import numpy as np
+
+from imgcls.science.comparison import LOWER_IS_BETTER, compare, mean_of
+from imgcls.science.groups import Group
+from imgcls.science.planning import Outlook
+from imgcls.science.power_law import law_of, training_images
+from imgcls.science.question import Question, by_values
+from imgcls.science.statistics import LEVEL
+
+Lines = dict[str, list[tuple[float, Group]]]
+GOALS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+FAR = 16  # times the images there are: beyond it a law says nothing
+
+
+def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] = ()) -> str:
+    """The paragraph; with axes, one for each combination of their values.
+
+    An arm is told apart from the one that does best where p < 0.05 / (arms - 1), so that those that are not hold the
+    truly best one in 95 of 100 questions (Hsu, Annals of Statistics 1984, by Bonferroni's bound): which does best was
+    not known before. Among them the cheapest in training time is the one to take.
+
+    Args:
+        question: The question.
+        groups: The runs of its arms.
+        rest: Options that each fit was given on the command line.
+    """
+    paragraphs = []
+    for values, alike in by_values(question, groups).items():
+        place = ", ".join(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True))
+        said, take = more_images(question, alike) if question.fit else _best(question, alike)
+        arm = question.arms["-".join([take.name, *values])]
+        words = ["python", "-m", "imgcls", "fit", "--config", str(arm.config), *question.options]
+        command = shlex.join([*words, *_without_folds(rest), *arm.options])
+        paragraphs.append(f"{place}{': ' if place else ''}{said} To train it on all your images: `{command}`.")
+    finished = {group.name for group in groups if group.scores(question.metric)}
+    if missing := [name for name in question.arms if name not in finished]:
+        paragraphs.append(f"Without a finished run, and left out: {', '.join(missing)}.")
+    if question.not_tried:
+        paragraphs.append(f"Not tried: {question.not_tried}")
+    return ("\n\n" if question.axes else " ").join(paragraphs)
+
+
+def lines_of(question: Question, groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
+    """Arms called NAME-NUMBER as lines NAME over NUMBER, and the others; a lone number makes no line.
+
+    Where a power law is asked for, the number of training images stands in place of NUMBER, which may be a share.
+    """
+    lines: Lines = {}
+    for group in groups:
+        if match := re.fullmatch(r"(.+)-(\d+)", group.name):
+            known = question.fit and group.scores(question.metric)
+            place = training_images(group) if known else float(match[2])
+            if known or not question.fit:
+                lines.setdefault(match[1], []).append((place, group))
+    lines = {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items() if len(line) > 1}
+    drawn = {id(group) for line in lines.values() for _, group in line}
+    return lines, [group for group in groups if id(group) not in drawn]
+
+
+def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group]:
+    """What twice and four times the images would bring, and the arm with the most."""
+    lines, _ = lines_of(question, groups)
+    line = next(iter(lines.values()), [])
+    law = law_of(line, question.metric)
+    most, group = line[-1] if line else (training_images(groups[0]), groups[0])
+    now = mean_of(group, question.metric)
+    said = [f"With {most:,.0f} training images {question.metric} is {now:.3f}."]
+    if law is None:
+        return f"{said[0]} Nothing can be said of more: that takes four sizes with finished runs.", group
+    twice, four = (f"{law.accuracy(times * most):.3f}" for times in (2, 4))
+    said.append(
+        f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}**, with 95 % intervals."
+    )
+    goal = next((goal for goal in GOALS if goal > max(now.value, law.accuracy(most).value)), 1.0)
+    needed = law.images(goal)
+    if needed.value <= FAR * most:
+        high = f"to {needed.high:,.0f}" if needed.high <= FAR * most else "or, as well, to far more than that"
+        said.append(f"{goal:g} would take about {needed.value:,.0f} ({needed.low:,.0f} {high}).")
+    elif goal < 1:
+        said.append(f"{goal:g} is not in sight with {FAR} times the images.")
+    return " ".join(said), group
+
+
+def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
+    """What the runs say of the best arm, and the arm to take."""
+    metric, sign = question.metric, _sign(question.metric)
+    scored = [group for group in alike if group.scores(metric)]
+    best = max(scored, key=lambda group: sign * float(np.mean(group.scores(metric))))
+    level = _level(metric, float(np.mean(best.scores(metric))))
+    if len(scored) == 1:
+        return f"{best.name} alone has finished runs, with {level}: there is nothing to compare it with.", best
+    rows = {row["name"]: row for row in compare(scored, metric, best.name)["groups"] if row["name"] != best.name}
+    others = sorted((g for g in scored if g is not best), key=lambda g: -sign * float(np.mean(g.scores(metric))))
+    untold = [group for group in others if not rows[group.name]["p_value"] * len(others) < 1 - LEVEL]
+    one_run = "" if any(row["of_seeds"] for row in rows.values()) else (
+        " With one run of each, this speaks of these trained models, not of the ways of training: ask with more seeds."
+    )  # fmt: skip
+    if not untold:
+        ahead = _difference(metric, rows[others[0].name]["difference"], -1)
+        return f"**{best.name} is best**, with {level}; than the next best, {others[0].name}, {ahead}.{one_run}", best
+    names = ", ".join(f"{group.name} ({_difference(metric, rows[group.name]['difference'])})" for group in untold)
+    few = " from one run of each" if all(math.isnan(row["p_value"]) for row in rows.values()) else ""
+    said = [f"**Which is best cannot be told{few}.** {best.name} does best, with {level}, and as good may be {names}."]
+    if worse := [group.name for group in others if group not in untold]:
+        said.append(f"Worse than {best.name}, beyond chance: {', '.join(worse)}.")
+    take = min([best, *untold], key=_seconds)
+    rival = untold[0] if take is best else take
+    if found := rows[rival.name].get("outlook"):
+        said.append(f"To tell {best.name} from {rival.name}: {Outlook(**found).words}.")
+    cost = "" if math.isinf(_seconds(take)) else f" ({_duration(_seconds(take))} a run)"
+    said.append(f"Until then take **{take.name}**, the cheapest of those that may be best{cost}.")
+    return " ".join(said) + one_run, take
+
+
+def _sign(metric: str) -> int:
+    return -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
+
+
+def _is_share(metric: str) -> bool:
+    """Whether a metric counts images of a hundred."""
+    return metric.rpartition("/")[2] == "acc"
+
+
+def _level(metric: str, value: float) -> str:
+    return f"{100 * value:.1f} of 100 test images right" if _is_share(metric) else f"a {metric} of {value:.4g}"
+
+
+def _difference(metric: str, of: dict[str, float], sign: int = 1) -> str:
+    """`3.2 more right of 100, most likely between 1.1 and 5.3 more`, of a difference or, with sign -1, its reverse."""
+    scale, more, less = (100.0, "more", "fewer") if _is_share(metric) else (1.0, "higher", "lower")
+    value, low, high = (sign * scale * of[key] for key in ("value", "low", "high"))
+    low, high = sorted((low, high))
+
+    def said(x: float) -> str:
+        return f"{abs(x):.1f}" if _is_share(metric) else f"{abs(x):.3g}"
+
+    way = more if value >= 0 else less
+    if math.isnan(low):
+        return f"{said(value)} {way}"
+    if low < 0 < high:
+        return f"{said(value)} {way}, most likely between {said(low)} {less} and {said(high)} {more}"
+    ends = sorted((abs(low), abs(high)))
+    return f"{said(value)} {way}, most likely between {said(ends[0])} and {said(ends[1])}"
+
+
+def _seconds(group: Group) -> float:
+    known = group.scores("fit/seconds")
+    return float(np.mean(known)) if known else math.inf
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+
+
+def _without_folds(words: Sequence[str]) -> list[str]:
+    """Options of a fit, but for those that hold a fold out."""
+    kept, left = [], iter(words)
+    for word in left:
+        if not word.startswith("--data.fold"):
+            kept.append(word)
+        elif "=" not in word:
+            next(left, None)
+    return kept
