@@ -41,7 +41,7 @@ def sample(part: str) -> Part:
 
 @cache
 def patches(part: str) -> Part:
-    """Features (N, 1200) by random patches as filters (Coates, Lee and Ng, AISTATS 2011), their maps pooled to 2 × 2."""
+    """Features (N, 1200) by random patches as filters (Coates, Lee and Ng, AISTATS 2011), maps pooled to 2 × 2."""
     image, label = sample(part)
     rng = np.random.default_rng(0)
     train, _ = sample("train")
@@ -161,8 +161,20 @@ def main() -> None:
                 known[f"{learner} {repeat}"] = curve(learner, repeat)
                 if options.curves:
                     options.curves.write_text(json.dumps(known))
-        curves = [known[f"{learner} {repeat}"] for repeat in range(options.repeats)]
-        print(learner, {k: round(float(np.mean([np.mean(c[k]) for c in curves])), 4) for k in curves[0]}, flush=True)
+        print(f"{learner:<9}" + report([known[f"{learner} {repeat}"] for repeat in range(options.repeats)]), flush=True)
+
+
+def report(curves: list[dict[str, list[float]]]) -> str:
+    """How often the intervals hold the mean accuracy that was measured, and their mean width and error."""
+    laws = [fit_power_law(SIZES, [of[str(size)] for size in SIZES], 5e-4) for of in curves]
+    words = []
+    for images in FURTHER:
+        true = float(np.mean([of[str(images)] for of in curves]))
+        found = [law.accuracy(images) for law in laws if law]
+        held, width = np.mean([e.low <= true <= e.high for e in found]), np.mean([e.high - e.low for e in found])
+        error = np.mean([e.value - true for e in found])
+        words.append(f"{images}: {true:.3f} held {held:.3f}, width {width:.3f}, error {error:+.4f}")
+    return "; ".join([f"{len(curves)} repeats", *words])
 
 
 if __name__ == "__main__":

@@ -65,12 +65,17 @@ def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = Non
             axes.set(xlabel=question.xlabel, xscale=question.xscale, ylabel=panel)
         else:
             _points(axes, groups, panel)
+    points = sorted({x for line in lines.values() for x, _ in line})
     if law is not None:
-        points = [x for line in lines.values() for x, _ in line]
-        reach = np.geomspace(min(points), REACH * max(points), 61)
+        reach = np.geomspace(points[0], REACH * points[-1], 61)
         values, lows, highs = zip(*((e.value, e.low, e.high) for e in map(law.accuracy, reach)), strict=True)
         grid[0].plot(reach, values, color="black", linewidth=0.9, label="power law, 95 % interval")
         grid[0].fill_between(reach, lows, highs, color="black", alpha=0.12, linewidth=0)
+        points += [2 * points[-1], REACH * points[-1]]
+    if lines and question.xscale == "log":
+        for axes in grid:
+            axes.set_xticks(points, [f"{x:,.0f}" for x in points], fontsize=8)
+            axes.minorticks_off()
     if question.severities or lines:
         grid[0].legend(frameon=False, fontsize=8)
     return figure

@@ -38,7 +38,7 @@ def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] 
         arm = question.arms["-".join([take.name, *values])]
         words = ["python", "-m", "imgcls", "fit", "--config", str(arm.config), *question.options]
         command = shlex.join([*words, *_without_folds(rest), *arm.options])
-        paragraphs.append(f"{place}{': ' if place else ''}{said} To train it on all your images: `{command}`.")
+        paragraphs.append(f"{place}{': ' if place else ''}{said} To train it: `{command}`.")
     finished = {group.name for group in groups if group.scores(question.metric)}
     if missing := [name for name in question.arms if name not in finished]:
         paragraphs.append(f"Without a finished run, and left out: {', '.join(missing)}.")
@@ -81,8 +81,9 @@ def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group
     goal = next((goal for goal in GOALS if goal > max(now.value, law.accuracy(most).value)), 1.0)
     needed = law.images(goal)
     if needed.value <= FAR * most:
-        high = f"to {needed.high:,.0f}" if needed.high <= FAR * most else "or, as well, to far more than that"
-        said.append(f"{goal:g} would take about {needed.value:,.0f} ({needed.low:,.0f} {high}).")
+        value, low, high = (float(f"{min(x, 1e9):.2g}") for x in (needed.value, needed.low, needed.high))
+        most_needed = f"{low:,.0f} to {high:,.0f}" if high <= FAR * most else f"at least {low:,.0f}"
+        said.append(f"{goal:g} would take about {value:,.0f} ({most_needed}).")
     elif goal < 1:
         said.append(f"{goal:g} is not in sight with {FAR} times the images.")
     return " ".join(said), group
