@@ -189,6 +189,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         probability = held_out(predicted_by, predictions, images.names, data.class_names)
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
         suspects = known[label_errors(probability[known], images.label[known])]
+        likeliest = [images.class_names[k] for k in probability[suspects].argmax(1)]
+        say(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], likeliest, strict=True))
     wrong = np.zeros(len(images), bool)
     wrong[suspects] = drop_label_errors & (images.rank[suspects] == images.parts.index("train"))
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
@@ -226,9 +228,6 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     }
     kept = {part: images.number[(reason == Reason.KEPT) & (images.rank == k)] for k, part in enumerate(images.parts)}
     table = [(part, data.parts[part][0], kept[part]) for part in reversed(images.parts)]
-    if len(known):
-        suggested = [row["suggested"] for row in result["label_errors"]]
-        say(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], suggested, strict=True))
     result["clean"] = write_clean_table(out, table, images.class_names)
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()

@@ -25,10 +25,10 @@ class TableData(ImageDataModule):
         table: The file, .csv or .parquet.
         path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
-        split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
-            is one.
         leave_out_column: Images for which it says anything are not trained on, such as `suggested` of an audit's
             table; they are still validated and tested on, with the labels that they have.
+        split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
+            is one.
     """
 
     root: Path
@@ -38,8 +38,8 @@ class TableData(ImageDataModule):
         table: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
-        split_column: str | None = None,
         leave_out_column: str | None = None,
+        split_column: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -50,15 +50,15 @@ class TableData(ImageDataModule):
             raise UserError(f"--data.table {table}: there is no such file")
         self.root = self.root or self.table.parent
         columns = read_columns(self.table)
+        self.leave_out_column = leave_out_column
+        if leave_out_column is not None:
+            column(self.table, columns, leave_out_column, "leave_out_column")
         if split_column is None and "split" in columns:
             split_column = "split"
         paths = column(self.table, columns, path_column, "path_column")
         labels = column(self.table, columns, label_column, "label_column")
         splits = column(self.table, columns, split_column, "split_column") if split_column else None
         self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
-        self.leave_out_column = leave_out_column
-        if leave_out_column:
-            column(self.table, columns, leave_out_column, "leave_out_column")
         if not paths:
             raise UserError(f"{self.table}: has no rows")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
