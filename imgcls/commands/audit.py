@@ -275,9 +275,8 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
 
 def _of_classes(images: Images, parts: dict[Part, np.ndarray]) -> dict[str, Any]:
     """How many images the parts, given as (N,) bool, have of each class."""
-    counts = {
-        part: np.bincount(images.label[of], minlength=len(images.class_names)).tolist() for part, of in parts.items()
-    }
+    count = len(images.class_names)
+    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
     return {
         "images": {part: sum(number) for part, number in counts.items()},
         "classes": {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()},
