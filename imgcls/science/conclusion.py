@@ -37,7 +37,7 @@ def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] 
         said, take = more_images(question, alike) if question.fit else _best(question, alike)
         arm = question.arms["-".join([take.name, *values])]
         words = ["python", "-m", "imgcls", "fit", "--config", str(arm.config), *question.options]
-        command = shlex.join([*words, *_without_folds(rest), *arm.options])
+        command = shlex.join([*words, *_of_any_split(rest), *arm.options])
         paragraphs.append(f"{place}{': ' if place else ''}{said} To train it: `{command}`.")
     finished = {group.name for group in groups if group.scores(question.metric)}
     if missing := [name for name in question.arms if name not in finished]:
@@ -160,11 +160,22 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
-def _without_folds(words: Sequence[str]) -> list[str]:
-    """Options of a fit, but for those that hold a fold out."""
+def given(question: Question, groups: Sequence[Group]) -> list[str]:
+    """Options of the command line that runs were made with, by a run's own record; none where no record says them."""
+    for group in groups:
+        for run in group.runs:
+            command, own = run.environment.get("command", []), question.arms[group.name].options
+            if "--run_dir" in command:  # else it was resumed
+                words = _of_any_split(command[command.index("--run_dir") + 2 :])
+                return words[len(question.options) : len(words) - len(own)]
+    return []
+
+
+def _of_any_split(words: Sequence[str]) -> list[str]:
+    """Options of a fit, but for those that choose a split or a fold."""
     kept, left = [], iter(words)
     for word in left:
-        if not word.startswith("--data.fold"):
+        if not word.startswith(("--data.fold", "--data.split_seed")):
             kept.append(word)
         elif "=" not in word:
             next(left, None)
