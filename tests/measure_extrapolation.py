@@ -41,11 +41,11 @@ def sample(part: str) -> Part:
 
 @cache
 def patches(part: str) -> Part:
-    """Features (N, 1200) by random patches as filters (Coates, Lee and Ng, AISTATS 2011), maps pooled to 2 × 2."""
+    """Features (N, 400) by random patches as filters (Coates, Lee and Ng, AISTATS 2011), maps pooled to 2 × 2."""
     image, label = sample(part)
     rng = np.random.default_rng(0)
     train, _ = sample("train")
-    spots = [(*rng.integers(0, 22, 2), rng.integers(len(train))) for _ in range(300)]
+    spots = [(*rng.integers(0, 22, 2), rng.integers(len(train))) for _ in range(100)]
     filters = torch.stack([train[k, :, y : y + 7, x : x + 7] for y, x, k in spots])
     filters = F.normalize((filters - filters.mean((2, 3), keepdim=True)).flatten(1), dim=1).view_as(filters)
     maps = [F.adaptive_avg_pool2d(F.conv2d(batch, filters).sub(0.3).relu(), 2).flatten(1) for batch in image.split(250)]

@@ -19,8 +19,8 @@ it: more seeds or more test images would be needed. Hardware: {hardware}.
     python -m imgcls experiment experiments/own/fine_tuning --data.root=FOLDER   # one sub-folder per class
 
 prints its answer in plain words, and writes it with a figure to runs/fine_tuning/answer.md. augmentation, pretrained,
-backbones, balancing, cleaned_labels and data_hunger are asked likewise. All arms take the options of `fit` alike, such
-as `--config configs/data/table.yaml --data.table=FILE` for a table, `--model.backbone.name=resnet50` for another network
+backbones, balancing, cleaned_labels and data_hunger are asked likewise. All arms alike take options of `fit`, such as
+`--config configs/data/table.yaml --data.table=FILE` for a table, `--model.backbone.name=resnet50` for another network,
 or `--config configs/model/timm.yaml --model.backbone.name=NAME` for one of timm's. A question is a folder with a YAML
 file for each arm, which says what that arm changes: to ask another one, copy a folder and edit it.
 """

@@ -51,8 +51,6 @@ class TableData(ImageDataModule):
         self.root = self.root or self.table.parent
         columns = read_columns(self.table)
         self.leave_out_column = leave_out_column
-        if leave_out_column is not None:
-            column(self.table, columns, leave_out_column, "leave_out_column")
         if split_column is None and "split" in columns:
             split_column = "split"
         paths = column(self.table, columns, path_column, "path_column")
@@ -61,6 +59,8 @@ class TableData(ImageDataModule):
         self._further = {k: v for k, v in columns.items() if k and k not in (path_column, label_column, split_column)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
+        if leave_out_column is not None:
+            self._further[leave_out_column] = column(self.table, columns, leave_out_column, "leave_out_column")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
         # without training rows, as in a set that is only tested on, all classes that there are
         tell_classes = {"train"} & set(parts) or set(parts)
@@ -93,9 +93,9 @@ class TableData(ImageDataModule):
 
     def setup_training_parts(self) -> None:  # noqa: D102
         super().setup_training_parts()
-        if self.leave_out_column:
+        if self.leave_out_column is not None:
             source, index = self.parts["train"]
-            said = source.columns.get(self.leave_out_column, [""] * len(source))  # a column without any text is none
+            said = source.columns[self.leave_out_column]
             kept = np.array([number for number in index if not said[number]], dtype=np.int64)
             if not len(kept):
                 raise UserError(f"--data.leave_out_column {self.leave_out_column}: leaves no image to train on")
