@@ -16,6 +16,7 @@ from imgcls.science.statistics import LEVEL
 
 Lines = dict[str, list[tuple[float, Group]]]
 GOALS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+CHEAPER = 2  # times: less of a difference in training time says nothing
 FAR = 16  # times the images there are: beyond it a law says nothing
 
 
@@ -24,7 +25,7 @@ def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] 
 
     An arm is told apart from the one that does best where p < 0.05 / (arms - 1), so that those that are not hold the
     truly best one in 95 of 100 questions (Hsu, Annals of Statistics 1984, by Bonferroni's bound): which does best was
-    not known before. Among them the cheapest in training time is the one to take.
+    not known before. Among them the cheapest in training time is the one to take, if it takes less than half as long.
 
     Args:
         question: The question.
@@ -78,12 +79,12 @@ def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group
     said.append(
         f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}**, with 95 % intervals."
     )
-    goal = next((goal for goal in GOALS if goal > max(now.value, law.accuracy(most).value)), 1.0)
+    goal = next((goal for goal in GOALS if goal > law.accuracy(2 * most).value), 1.0)
     needed = law.images(goal)
     if needed.value <= FAR * most:
-        value, low, high = (float(f"{min(x, 1e9):.2g}") for x in (needed.value, needed.low, needed.high))
-        most_needed = f"{low:,.0f} to {high:,.0f}" if high <= FAR * most else f"at least {low:,.0f}"
-        said.append(f"{goal:g} would take about {value:,.0f} ({most_needed}).")
+        value, low, high = (float(f"{min(x, 1e9):.2g}") for x in (needed.value, max(most, needed.low), needed.high))
+        reach = f"{low:,.0f} to {high:,.0f}" if high <= FAR * most else f"at least {low:,.0f}"
+        said.append(f"{goal:g} would take about {value:,.0f} ({reach}).")
     elif goal < 1:
         said.append(f"{goal:g} is not in sight with {FAR} times the images.")
     return " ".join(said), group
@@ -104,19 +105,28 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
         " With one run of each, this speaks of these trained models, not of the ways of training: ask with more seeds."
     )  # fmt: skip
     if not untold:
-        ahead = _difference(metric, rows[others[0].name]["difference"], -1)
-        return f"**{best.name} is best**, with {level}; than the next best, {others[0].name}, {ahead}.{one_run}", best
-    names = ", ".join(f"{group.name} ({_difference(metric, rows[group.name]['difference'])})" for group in untold)
+        seen, span = _difference(metric, rows[others[0].name]["difference"], -1)
+        than = f"{seen} than with {others[0].name}, the next best{span and f' ({span})'}"
+        return f"**{best.name} is best**: {level}, {than}.{one_run}", best
     few = " from one run of each" if all(math.isnan(row["p_value"]) for row in rows.values()) else ""
-    said = [f"**Which is best cannot be told{few}.** {best.name} does best, with {level}, and as good may be {names}."]
+    nearest, take = untold[0], min(untold, key=_seconds)
+    if not CHEAPER * _seconds(take) < _seconds(best):
+        take = best
+    seen = "; ".join(filter(None, _difference(metric, rows[nearest.name]["difference"])))
+    further = f", and so may {', '.join(group.name for group in untold[1:])}" if untold[1:] else ""
+    said = [f"**Which is best cannot be told{few}.** {best.name} does best, with {level}."]
+    said.append(f"{nearest.name} may be as good ({seen}){further}.")
     if worse := [group.name for group in others if group not in untold]:
         said.append(f"Worse than {best.name}, beyond chance: {', '.join(worse)}.")
-    take = min([best, *untold], key=_seconds)
-    rival = untold[0] if take is best else take
+    rival = nearest if take is best else take
     if found := rows[rival.name].get("outlook"):
         said.append(f"To tell {best.name} from {rival.name}: {Outlook(**found).words}.")
-    cost = "" if math.isinf(_seconds(take)) else f" ({_duration(_seconds(take))} a run)"
-    said.append(f"Until then take **{take.name}**, the cheapest of those that may be best{cost}.")
+    why = f": none of them is much cheaper ({_duration(_seconds(take))} a run)"
+    if take is not best:
+        cost = [f"{_duration(_seconds(take))} a run, {best.name} {_duration(_seconds(best))}"]
+        cost += _difference(metric, rows[take.name]["difference"]) if take is not nearest else ()
+        why = f", the cheapest of them ({'; '.join(filter(None, cost))})"
+    said.append(f"Until then take **{take.name}**{why}.")
     return " ".join(said) + one_run, take
 
 
@@ -133,22 +143,24 @@ def _level(metric: str, value: float) -> str:
     return f"{100 * value:.1f} of 100 test images right" if _is_share(metric) else f"a {metric} of {value:.4g}"
 
 
-def _difference(metric: str, of: dict[str, float], sign: int = 1) -> str:
-    """`3.2 more right of 100, most likely between 1.1 and 5.3 more`, of a difference or, with sign -1, its reverse."""
-    scale, more, less = (100.0, "more", "fewer") if _is_share(metric) else (1.0, "higher", "lower")
-    value, low, high = (sign * scale * of[key] for key in ("value", "low", "high"))
-    low, high = sorted((low, high))
+def _difference(metric: str, of: dict[str, float], sign: int = 1) -> tuple[str, str]:
+    """`3.2 more` and `with 95 % confidence between 1.1 and 5.3 more`, of a difference; with sign -1, its reverse."""
+    most, more, less = (100.0, "more", "fewer") if _is_share(metric) else (math.inf, "higher", "lower")
+    scale = most if _is_share(metric) else 1.0
+    value, one, other = (sign * scale * of[key] for key in ("value", "low", "high"))
+    seen = f"{_figure(metric, value)} {more if value >= 0 else less}"
+    if math.isnan(one):
+        return seen, ""
+    low, high = sorted(max(-most, min(most, end)) for end in (one, other))
+    ends = f"{_figure(metric, low)} {less} and {_figure(metric, high)} {more}"
+    if low >= 0 or high <= 0:
+        least, largest = sorted((low, high), key=abs)
+        ends = f"{_figure(metric, least)} and {_figure(metric, largest)} {more if value >= 0 else less}"
+    return seen, f"with 95 % confidence between {ends}"
 
-    def said(x: float) -> str:
-        return f"{abs(x):.1f}" if _is_share(metric) else f"{abs(x):.3g}"
 
-    way = more if value >= 0 else less
-    if math.isnan(low):
-        return f"{said(value)} {way}"
-    if low < 0 < high:
-        return f"{said(value)} {way}, most likely between {said(low)} {less} and {said(high)} {more}"
-    ends = sorted((abs(low), abs(high)))
-    return f"{said(value)} {way}, most likely between {said(ends[0])} and {said(ends[1])}"
+def _figure(metric: str, value: float) -> str:
+    return f"{abs(value):.1f}" if _is_share(metric) else f"{abs(value):.3g}"
 
 
 def _seconds(group: Group) -> float:
@@ -157,6 +169,8 @@ def _seconds(group: Group) -> float:
 
 
 def _duration(seconds: float) -> str:
+    if math.isinf(seconds):
+        return "of unknown length"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
