@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from imgcls.science.comparison import compare, mean_of
 from imgcls.science.conclusion import Lines, conclusion, lines_of
 from imgcls.science.groups import Group
-from imgcls.science.power_law import PowerLaw, law_of
+from imgcls.science.power_law import PowerLaw, law_of, scores_of
 from imgcls.science.question import Claim, Question, by_values, judge
 from imgcls.science.statistics import Estimate, mean_over_seeds, p_value_text
 from imgcls.system.files import read_json
@@ -61,7 +61,8 @@ def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = Non
         if question.severities:
             _by_severity(axes, groups, panel)
         elif lines:
-            _lines(axes, lines, others, panel)
+            (_dots if law else _lines)(axes, lines, panel)
+            _levels(axes, others, panel)
             axes.set(xlabel=question.xlabel, xscale=question.xscale, ylabel=panel)
         else:
             _points(axes, groups, panel)
@@ -114,10 +115,22 @@ def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray]:
     return figure, grid
 
 
-def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> None:
+def _lines(axes: Axes, lines: Lines, metric: str) -> None:
     for name, line in lines.items():
         known = [(x, mean_of(group, metric)) for x, group in line if group.scores(metric)]
         _error_bars(axes, [x for x, _ in known], [e for _, e in known], label=name, linestyle="-")
+
+
+def _dots(axes: Axes, lines: Lines, metric: str) -> None:
+    """What the law is fitted to."""
+    for name, line in lines.items():
+        known = [(x, score) for x, group in line for score in scores_of(group, metric)[0]]
+        axes.plot(
+            *zip(*known, strict=True), marker="o", markersize=3.5, linestyle="none", label=f"{name}: seeds and splits"
+        )
+
+
+def _levels(axes: Axes, others: Sequence[Group], metric: str) -> None:
     for group in others:
         if group.scores(metric):
             mean, side = mean_of(group, metric).value, axes.get_yaxis_transform()
@@ -128,7 +141,14 @@ def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> No
 def _points(axes: Axes, groups: Sequence[Group], metric: str) -> None:
     known = [(group.name, mean_of(group, metric)) for group in groups if group.scores(metric)]
     _error_bars(axes, list(range(len(known))), [e for _, e in known], linestyle="none")
-    axes.set_xticks(range(len(known)), [name for name, _ in known], rotation=20, parse_math=False)
+    axes.set_xticks(
+        range(len(known)),
+        [name for name, _ in known],
+        rotation=20,
+        ha="right",
+        rotation_mode="anchor",
+        parse_math=False,
+    )
     axes.set_xlim(-0.5, len(known) - 0.5)
     axes.set_ylabel(metric)
 

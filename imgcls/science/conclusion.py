@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgcls.science.comparison import LOWER_IS_BETTER, compare, mean_of
+from imgcls.science.comparison import LOWER_IS_BETTER, compare
 from imgcls.science.groups import Group
 from imgcls.science.planning import Outlook
-from imgcls.science.power_law import law_of, training_images
+from imgcls.science.power_law import law_of, scores_of, training_images
 from imgcls.science.question import Question, by_values
 from imgcls.science.statistics import LEVEL
 
 Lines = dict[str, list[tuple[float, Group]]]
 GOALS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+NORMAL = 1.96  # deviations to each side that hold 95 %
 CHEAPER = 2  # times: less of a difference in training time says nothing
 FAR = 16  # times the images there are: beyond it a law says nothing
 
@@ -71,14 +72,16 @@ def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group
     line = next(iter(lines.values()), [])
     law = law_of(line, question.metric)
     most, group = line[-1] if line else (training_images(groups[0]), groups[0])
-    now = mean_of(group, question.metric)
+    scores, tested = scores_of(group, question.metric)
+    now = float(np.mean(scores))
     said = [f"With {most:,.0f} training images {question.metric} is {now:.3f}."]
     if law is None:
         return f"{said[0]} Nothing can be said of more: that takes four sizes with finished runs.", group
     twice, four = (f"{law.accuracy(times * most):.3f}" for times in (2, 4))
-    said.append(
-        f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}**, with 95 % intervals."
-    )
+    said.append(f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}**, in 95 % intervals.")
+    if tested:
+        by_chance = NORMAL * math.sqrt(now * (1 - now) / tested)
+        said.append(f"Other test images than these {tested:,} would move all of that alike, by up to {by_chance:.3f}.")
     goal = next((goal for goal in GOALS if goal > law.accuracy(2 * most).value), 1.0)
     needed = law.images(goal)
     if needed.value <= FAR * most:

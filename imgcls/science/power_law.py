@@ -117,15 +117,18 @@ def training_images(group: Group) -> float:
     return float(np.mean(counts))
 
 
+def scores_of(group: Group, metric: str) -> tuple[list[float], int]:
+    """A score for each seed and split, the mean over its folds, and how many images each was tested on at most."""
+    of_split: dict[tuple[Any, Any], list[Run]] = {}
+    for run in group.runs:
+        if run.metrics.get(metric) is not None:
+            of_split.setdefault((run.seed, run.settings.get(SPLIT)), []).append(run)
+    tested = [sum(run.environment["data"]["images"].get("test", 0) for run in runs) for runs in of_split.values()]
+    return [float(np.mean([run.metrics[metric] for run in runs])) for runs in of_split.values()], max(tested, default=0)
+
+
 def law_of(line: Sequence[tuple[float, Group]], metric: str) -> PowerLaw | None:
-    """The law of an arm that was run at several numbers of images; the folds of a split are one score, their mean."""
-    scores, tested = [], 0
-    for _, group in line:
-        of_split: dict[tuple[Any, Any], list[Run]] = {}
-        for run in group.runs:
-            if run.metrics.get(metric) is not None:
-                of_split.setdefault((run.seed, run.settings.get(SPLIT)), []).append(run)
-        scores.append([float(np.mean([run.metrics[metric] for run in runs])) for runs in of_split.values()])
-        for runs in of_split.values():
-            tested = max(tested, sum(run.environment["data"]["images"].get("test", 0) for run in runs))
-    return fit_power_law([x for x, _ in line], scores, 0.5 / max(tested, 50))
+    """The law of an arm that was run at several numbers of images."""
+    found = [scores_of(group, metric) for _, group in line]
+    tested = max((images for _, images in found), default=0)
+    return fit_power_law([x for x, _ in line], [scores for scores, _ in found], 0.5 / max(tested, 50))
