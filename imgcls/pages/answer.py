@@ -126,7 +126,11 @@ def _dots(axes: Axes, lines: Lines, metric: str) -> None:
     for name, line in lines.items():
         known = [(x, score) for x, group in line for score in scores_of(group, metric)[0]]
         axes.plot(
-            *zip(*known, strict=True), marker="o", markersize=3.5, linestyle="none", label=f"{name}: seeds and splits"
+            *zip(*known, strict=True),
+            marker="o",
+            markersize=3.5,
+            linestyle="none",
+            label=f"{name}: each seed and split",
         )
 
 
