@@ -78,7 +78,7 @@ def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group
     if law is None:
         return f"{said[0]} Nothing can be said of more: that takes four sizes with finished runs.", group
     twice, four = (f"{law.accuracy(times * most):.3f}" for times in (2, 4))
-    said.append(f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}**, in 95 % intervals.")
+    said.append(f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}** (95 % intervals).")
     if tested:
         by_chance = NORMAL * math.sqrt(now * (1 - now) / tested)
         said.append(f"Other test images than these {tested:,} would move all of that alike, by up to {by_chance:.3f}.")
