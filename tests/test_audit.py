@@ -428,6 +428,14 @@ def test_runs_of_all_folds_tell_which_labels_are_wrong(imgcls, mislabelled):
     dropped = {row["name"] for row in result["left_out"] if row["reason"] == "label error"}
     assert dropped == {row["name"] for row in result["label_errors"] if row["part"] == "train"}
     assert not dropped & {row["path"] for row in rows(Path("audit/clean.csv"))}
+    # kept, they are in the table with what is suggested, which a question about them leaves out of the training
+    code, _, err = imgcls("audit", "--run", "folds", "--data.test_fraction=0.1", "--out", "kept")
+    assert code == 0, err
+    suggested = {row["path"]: row["suggested"] for row in rows(Path("kept/clean.csv"))}
+    assert {path for path, said in suggested.items() if said} == found
+    assert [suggested[row["name"]] for row in result["label_errors"]] == [
+        r["suggested"] for r in result["label_errors"]
+    ]
     # one run knows its own validation part alone
     code, _, err = imgcls("audit", "--run=folds/0", "--run=folds/1", "--out", "two")
     assert code == 0 and json.loads(Path("two/audit.json").read_text())["predicted"] == 40

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,9 @@ def test_all_arms_run_once_and_are_compared(question, imgcls):
     assert code == 0, err
     assert "Is a rate needed?" in out and "0 of 4 runs are done" in out and "high" in out
     assert len(list(Path("runs/rates").rglob("metrics.json"))) == 4 and Path("runs/rates/compare.html").is_file()
+    answer, (command, name) = Path("runs/rates/answer.md").read_text(), re.search(r"`(.+/(.+)\.yaml)`", out).groups()
+    assert answer.startswith("## Is a rate needed?") and command.startswith("python -m imgcls fit --config ")
+    assert name in ("low", "high") and command in answer and Path("runs/rates/answer.png").stat().st_size > 5_000
     before = {p: p.stat().st_mtime_ns for p in Path("runs/rates").rglob("metrics.json")}
     code, out, _ = imgcls("experiment", question)
     assert code == 0 and "4 of 4 runs are done" in out

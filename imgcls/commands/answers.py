@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from imgcls.errors import UserError
+from imgcls.science.conclusion import given
 from imgcls.science.question import arms_of, read_question
 from imgcls.system.files import write_atomic
 
@@ -12,6 +13,16 @@ HEAD = """# Questions and measured answers
 Written by `python -m imgcls answers`, from the runs' own files; nothing here was typed. Intervals are 95 %: of a mean,
 over seeds; of a difference in test accuracy, over seeds and test images. `cannot tell` means that chance alone could do
 it: more seeds or more test images would be needed. Hardware: {hardware}.
+
+## Ask it of your own images
+
+    python -m imgcls experiment experiments/own/fine_tuning --data.root=FOLDER   # one sub-folder per class
+
+prints its answer in plain words, and writes it with a figure to runs/fine_tuning/answer.md. augmentation, pretrained,
+backbones, balancing, cleaned_labels and data_hunger are asked likewise. All arms alike take options of `fit`, such as
+`--config configs/data/table.yaml --data.table=FILE` for a table, `--model.backbone.name=resnet50` for another network,
+or `--config configs/model/timm.yaml --model.backbone.name=NAME` for one of timm's. A question is a folder with a YAML
+file for each arm, which says what that arm changes: to ask another one, copy a folder and edit it.
 """
 
 
@@ -35,7 +46,8 @@ def main(words: list[str]) -> int:
             )
         hardware |= {_hardware(run.environment) for group in groups for run in group.runs}
         figure = options.out.parent / "figures" / f"{question.name}.png"
-        sections.append(write_answer(question, groups, figure, f"figures/{question.name}.png"))
+        link, words = f"figures/{question.name}.png", given(question, groups)
+        sections.append(write_answer(question, groups, figure, link, words))
         print(f"{question.name}: {sum(len(group.runs) for group in groups)} runs, {figure}")
     write_atomic(options.out, "\n".join([HEAD.format(hardware="; ".join(sorted(hardware))), *sections]))
     print(f"answers: {options.out}")

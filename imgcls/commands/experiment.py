@@ -18,9 +18,11 @@ from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.processes import last_line
 from imgcls.science.comparison import compare
+from imgcls.science.conclusion import conclusion
 from imgcls.science.groups import short
 from imgcls.science.question import Question, arms_of, by_values, judge, read_question
 from imgcls.science.until import MOST, Budget, Interval, intervals, read_budget
+from imgcls.system.files import write_atomic
 
 # what each run is given, and the option that says it for all of them
 GIVEN = {"seed_everything": "--seeds", "run_dir": "--out"}
@@ -52,6 +54,7 @@ def main(words: list[str]) -> int:
         work.run_question()
     else:
         stopped = work.run_until(options.until, options.budget)
+    from imgcls.pages.answer import write_answer
     from imgcls.pages.compare_page import write_page
 
     groups = arms_of(question, work.out)
@@ -64,6 +67,11 @@ def main(words: list[str]) -> int:
         print(f"\npage: {page}")
     for claim in judge(question, groups):
         print(f"\n{claim.text}: {claim.answer}")
+    if any(group.scores(question.metric) for group in groups):
+        write_atomic(
+            work.out / "answer.md", write_answer(question, groups, work.out / "answer.png", "answer.png", rest)
+        )
+        print(f"\n{conclusion(question, groups, rest)}\n\nanswer: {work.out / 'answer.md'}")
     if stopped:
         _print_widths(intervals(question, groups), options.until, stopped)
     for job, code in work.failed:

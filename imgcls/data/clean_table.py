@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,15 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
         return written
     write_table(folder / "clean.csv", [*((*COLUMNS, grouped) if class_names else COLUMNS[:1]), *further], rows)
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
+
+
+def say(sources: Sequence[Source], column: str, said: Iterable[tuple[int, int, str]]) -> None:
+    """Add a column to what is known of the images: of some a text, with the number of its source and in it; "" else."""
+    texts = {id(source): [""] * len(source) for source in sources}
+    for of, number, text in said:
+        texts[id(sources[of])][number] = text
+    for source in sources:
+        source.columns = {**source.columns, column: texts[id(source)]}
 
 
 def _path(source: Source, number: int, part: Part, root: Path) -> str:

@@ -28,6 +28,8 @@ class TableData(ImageDataModule):
         table: The file, .csv or .parquet.
         path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
+        leave_out_column: Images for which it says anything are not trained on, such as `suggested` of an audit's
+            table; they are still validated and tested on, with the labels that they have.
         split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
             is one; `none`: all rows are divided anew.
         group_column: What images have in common that must not be in two parts, such as a patient or a place; an empty
@@ -41,6 +43,7 @@ class TableData(ImageDataModule):
         table: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        leave_out_column: str | None = None,
         split_column: str | None = None,
         group_column: str | None = None,
         **kwargs: Any,
@@ -53,6 +56,7 @@ class TableData(ImageDataModule):
             raise UserError(f"--data.table {table}: there is no such file")
         self.root = self.root or self.table.parent
         columns = read_columns(self.table)
+        self.leave_out_column = leave_out_column
         if split_column is None and "split" in columns:
             split_column = "split"
         paths = column(self.table, columns, path_column, "path_column")
@@ -64,6 +68,8 @@ class TableData(ImageDataModule):
         self._further = {k: v for k, v in columns.items() if k and k not in known_columns and any(v)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
+        if leave_out_column is not None:
+            self._further[leave_out_column] = column(self.table, columns, leave_out_column, "leave_out_column")
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
         # without training rows, as in a set that is only tested on, all classes that there are
         tell_classes = {"train"} & set(parts) or set(parts)
@@ -112,6 +118,16 @@ class TableData(ImageDataModule):
             source.group = np.array([number[self._group[row]] for row, *_ in rows], dtype=np.int64)
         refuse_if_none_is_there(source, f"files of the {part} part")
         return source
+
+    def setup_training_parts(self) -> None:  # noqa: D102
+        super().setup_training_parts()
+        if self.leave_out_column is not None:
+            source, index = self.parts["train"]
+            said = source.columns[self.leave_out_column]
+            kept = np.array([number for number in index if not said[number]], dtype=np.int64)
+            if not len(kept):
+                raise UserError(f"--data.leave_out_column {self.leave_out_column}: leaves no image to train on")
+            self.parts["train"] = source, kept
 
     def _parts_of(self, values: list[str]) -> list[Part]:
         parts = []

@@ -1,6 +1,6 @@
 """The answer to a question, from its runs alone: a figure, and a section of Markdown."""
 
-import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,75 +9,74 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imgcls.errors import UserError
-from imgcls.science.comparison import compare
+from imgcls.science.comparison import compare, mean_of
+from imgcls.science.conclusion import Lines, conclusion, lines_of
 from imgcls.science.groups import Group
-from imgcls.science.power_law import PowerLaw, fit_power_law
+from imgcls.science.power_law import PowerLaw, law_of, scores_of
 from imgcls.science.question import Claim, Question, by_values, judge
 from imgcls.science.statistics import Estimate, mean_over_seeds, p_value_text
 from imgcls.system.files import read_json
 
-Lines = dict[str, list[tuple[float, Group]]]
+REACH = 4  # times the images there are, up to which a power law is drawn
 
 
-def write_answer(question: Question, groups: Sequence[Group], figure: Path, link: str) -> str:
-    """Draw the figure and return the section.
+def write_answer(question: Question, groups: Sequence[Group], figure: Path, link: str, rest: Sequence[str] = ()) -> str:
+    """Draw the figure and return the section, which ends with the closing paragraph.
 
     Args:
         question: The question.
         groups: The runs of its arms, of which at least one has the metric.
         figure: The .png file to write.
         link: How the Markdown names that file.
+        rest: Options that each fit was given on the command line.
     """
-    lines, _ = by_number(groups)
-    law = _law(question, lines)
+    lines, _ = lines_of(question, groups)
+    law = law_of(next(iter(lines.values())), question.metric) if question.fit and lines else None
     figure.parent.mkdir(parents=True, exist_ok=True)
     drawn = draw_differences(question, groups) if question.axes else draw(question, groups, law)
     drawn.savefig(figure, metadata={"Software": None})
     claims = judge(question, groups)
     seeds = sorted({str(run.seed) for group in groups for run in group.runs})
     minutes = sum(run.metrics.get("fit/seconds") or 0 for group in groups for run in group.runs) / 60
+    command = shlex.join(["python", "-m", "imgcls", "experiment", str(question.folder), *rest])
     parts = [
         f"## {question.question}",
-        f"`python -m imgcls experiment experiments/{question.name}`: {len(groups)} arms, seeds {', '.join(seeds)}, "
-        f"{minutes:.0f} minutes of training in all.",
+        f"`{command}`: {len(groups)} arms, seeds {', '.join(seeds)}, {minutes:.0f} minutes of training in all.",
         f"![{question.name}]({link})",
         _claims(claims) if claims else "",
-        _law_in_words(law, max(x for line in lines.values() for x, _ in line)) if law else "",
+        _law_in_words(law) if law else "",
         _layers(question, groups, figure, link) if question.layers else "",
         _table(question, groups),
+        conclusion(question, groups, rest),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def by_number(groups: Sequence[Group]) -> tuple[Lines, list[Group]]:
-    """Arms called NAME-NUMBER as lines NAME over NUMBER, and the others; a lone number makes no line."""
-    lines: Lines = {}
-    for group in groups:
-        if match := re.fullmatch(r"(.+)-(\d+)", group.name):
-            lines.setdefault(match[1], []).append((float(match[2]), group))
-    lines = {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items() if len(line) > 1}
-    drawn = {id(group) for line in lines.values() for _, group in line}
-    return lines, [group for group in groups if id(group) not in drawn]
 
 
 def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = None) -> Figure:
     """The figure: accuracy by severity, lines over a number, or one point for each arm; with 95 % intervals."""
     panels = question.severities or question.metrics
     figure, grid = _panels(len(panels), sharey=bool(question.severities))
-    lines, others = by_number(groups)
+    lines, others = lines_of(question, groups)
     for axes, panel in zip(grid, panels, strict=True):
         if question.severities:
             _by_severity(axes, groups, panel)
         elif lines:
-            _lines(axes, lines, others, panel)
+            (_dots if law else _lines)(axes, lines, panel)
+            _levels(axes, others, panel)
             axes.set(xlabel=question.xlabel, xscale=question.xscale, ylabel=panel)
         else:
             _points(axes, groups, panel)
+    points = sorted({x for line in lines.values() for x, _ in line})
     if law is not None:
-        points = [x for line in lines.values() for x, _ in line]
-        reach = [min(points) * (2 * max(points) / min(points)) ** (k / 60) for k in range(61)]
-        grid[0].plot(reach, [float(law.accuracy(x)) for x in reach], color="black", linewidth=0.9, label="power law")  # type: ignore[arg-type]
+        reach = np.geomspace(points[0], REACH * points[-1], 61)
+        values, lows, highs = zip(*((e.value, e.low, e.high) for e in map(law.accuracy, reach)), strict=True)
+        grid[0].plot(reach, values, color="black", linewidth=0.9, label="power law, 95 % interval")
+        grid[0].fill_between(reach, lows, highs, color="black", alpha=0.12, linewidth=0)
+        points += [2 * points[-1], REACH * points[-1]]
+    if lines and question.xscale == "log":
+        for axes in grid:
+            axes.set_xticks(points, [f"{x:,.0f}" for x in points], fontsize=8)
+            axes.minorticks_off()
     if question.severities or lines:
         grid[0].legend(frameon=False, fontsize=8)
     return figure
@@ -116,21 +115,44 @@ def _panels(count: int, sharey: bool) -> tuple[Figure, np.ndarray]:
     return figure, grid
 
 
-def _lines(axes: Axes, lines: Lines, others: Sequence[Group], metric: str) -> None:
+def _lines(axes: Axes, lines: Lines, metric: str) -> None:
     for name, line in lines.items():
-        known = [(x, mean_over_seeds(scores)) for x, group in line if (scores := group.scores(metric))]
+        known = [(x, mean_of(group, metric)) for x, group in line if group.scores(metric)]
         _error_bars(axes, [x for x, _ in known], [e for _, e in known], label=name, linestyle="-")
+
+
+def _dots(axes: Axes, lines: Lines, metric: str) -> None:
+    """What the law is fitted to."""
+    for name, line in lines.items():
+        known = [(x, score) for x, group in line for score in scores_of(group, metric)[0]]
+        axes.plot(
+            *zip(*known, strict=True),
+            marker="o",
+            markersize=3.5,
+            linestyle="none",
+            label=f"{name}: each seed and split",
+        )
+
+
+def _levels(axes: Axes, others: Sequence[Group], metric: str) -> None:
     for group in others:
-        if scores := group.scores(metric):
-            mean, side = mean_over_seeds(scores).value, axes.get_yaxis_transform()
+        if group.scores(metric):
+            mean, side = mean_of(group, metric).value, axes.get_yaxis_transform()
             axes.axhline(mean, linestyle="--", linewidth=1, color="#8a8f98")
             axes.text(0.98, mean, group.name, transform=side, ha="right", va="bottom", fontsize=8, parse_math=False)
 
 
 def _points(axes: Axes, groups: Sequence[Group], metric: str) -> None:
-    known = [(group.name, mean_over_seeds(scores)) for group in groups if (scores := group.scores(metric))]
+    known = [(group.name, mean_of(group, metric)) for group in groups if group.scores(metric)]
     _error_bars(axes, list(range(len(known))), [e for _, e in known], linestyle="none")
-    axes.set_xticks(range(len(known)), [name for name, _ in known], rotation=20, parse_math=False)
+    axes.set_xticks(
+        range(len(known)),
+        [name for name, _ in known],
+        rotation=20,
+        ha="right",
+        rotation_mode="anchor",
+        parse_math=False,
+    )
     axes.set_xlim(-0.5, len(known) - 0.5)
     axes.set_ylabel(metric)
 
@@ -156,18 +178,10 @@ def _by_severity(axes: Axes, groups: Sequence[Group], variation: str) -> None:
         axes.set_ylabel("test accuracy")
 
 
-def _law(question: Question, lines: Lines) -> PowerLaw | None:
-    if question.fit != "power law" or not lines:
-        return None
-    line = next(iter(lines.values()))
-    return fit_power_law([x for x, _ in line], [group.scores(question.metric) for _, group in line])
-
-
-def _law_in_words(law: PowerLaw, largest: float) -> str:
-    (low, high), doubled = law.exponent_interval, Estimate(law.doubled, *law.doubled_interval)
+def _law_in_words(law: PowerLaw) -> str:
     return (
-        f"Error ≈ {law.scale:.3g} · n^−{law.exponent:.3f} + {law.floor:.3f}, exponent {low:.3f} to {high:.3f} (95 %). "
-        f"Continued to {2 * largest:,.0f} images it gives an accuracy of {doubled:.3f}; nothing was trained there."
+        f"The error falls as n^−{law.rate:.2f} towards {law.floor:.3f}, which no number of images removes (95 % "
+        f"intervals). The band, up to {REACH} times the images, is what the runs leave open; nothing was trained there."
     )
 
 
@@ -185,7 +199,7 @@ def _layers(question: Question, groups: Sequence[Group], figure: Path, link: str
     run = next(group for group in groups if group.name == question.layers).runs[0].folder
     picture = run.figures / "layers.png"
     if not picture.is_file():
-        raise UserError(f"{picture}: is not there yet; first python -m imgcls explain --run {run.path}")
+        return f"What the layers of {question.layers} respond to shows `python -m imgcls explain --run {run.path}`."
     shutil.copy(picture, figure.with_stem(f"{figure.stem}_layers"))
     return (
         f"What the layers of {question.layers} respond to, the first at the top: for each of eight channels the four "
@@ -200,7 +214,7 @@ def _table(question: Question, groups: Sequence[Group]) -> str:
     for values, alike in by_values(question, groups).items():
         result = {row["name"]: row for row in compare(alike, question.metric, question.baseline)["groups"]}
         for group in alike:
-            means = [f"{mean_over_seeds(s):.3f}" if (s := group.scores(m)) else "–" for m in question.metrics]
+            means = [f"{mean_of(group, m):.3f}" if group.scores(m) else "–" for m in question.metrics]
             verdict = result.get(group.name, {}).get("verdict", "baseline")
             rows.append(f"| {' | '.join([*values, group.name, str(len(group.runs)), *means, verdict])} |")
     return "\n".join(rows)

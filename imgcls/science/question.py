@@ -59,6 +59,8 @@ class Question:
         xscale: `linear` or `log`.
         fit: `power law` fits error = a·n^-b + c to those lines.
         layers: Arm whose first run shows what its layers respond to; `explain` draws it.
+        last: Of files by name, options that come last: what tells them apart, whatever the command line says.
+        not_tried: What the answer does not speak of, in one sentence.
     """
 
     folder: Path
@@ -78,6 +80,8 @@ class Question:
     xscale: str = "linear"
     fit: str = ""
     layers: str = ""
+    last: dict[str, list[str]] = field(default_factory=dict)
+    not_tried: str = ""
 
     @property
     def name(self) -> str:
@@ -98,7 +102,7 @@ class Question:
         found = {}
         for name, values in product(names, product(*self.axes.values())):
             words = (str(word) for axis, value in zip(self.axes.values(), values, strict=True) for word in axis[value])
-            found["-".join([name, *values])] = Arm(paths[name], values, tuple(words))
+            found["-".join([name, *values])] = Arm(paths[name], values, (*words, *self.last.get(name, ())))
         return {name: arm for name, arm in found.items() if not any(fnmatch(name, p) for p in self.without)}
 
 
@@ -183,6 +187,9 @@ def read_question(folder: Path, **given: Any) -> Question:
         raise UserError(f"{path}: xscale: {question.xscale!r} is not linear or log")
     if question.fit not in ("", "power law"):
         raise UserError(f"{path}: fit: {question.fit!r} is not 'power law'")
+    for name, options in question.last.items():
+        if name not in files or not isinstance(options, list):
+            raise UserError(f"{path}: last: {name}: is not an arm ({', '.join(files)}) with a list of options")
     for claim in question.claims.values():
         for arm, _ in _sides(path, claim):
             if arm not in question.arms:
