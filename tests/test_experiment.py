@@ -279,7 +279,7 @@ def test_runs_on_folds_are_pooled(question, stand_in, imgcls):
     assert {name: c.method for name, c in found.items()} == methods
     assert found["varied"].difference.value == pytest.approx(0.05)
     code, out, err = imgcls("experiment", question)
-    assert code == 0 and "0 of 4 runs are done" in out and "pooled" not in out, err
+    assert code == 0 and "0 of 4 runs are done" in out and "pooled over" not in out, err
     assert all(len(group.runs) == 2 and not group.over for group in arms_of(read, Path("runs/rates")))
 
 
