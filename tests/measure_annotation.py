@@ -111,7 +111,7 @@ class Network:
     def learn(self, index: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:  # noqa: D102
         lightning.seed_everything(seed, verbose=False)
         self.data.parts["train"], self.data.seed = (self.source, np.sort(index)), seed
-        model = Classifier(partial(CNN, depth=6, width=16), self.data.num_classes, 1, 28, lr=0.003)
+        model = Classifier(partial(CNN, depth=4, width=16), self.data.num_classes, 1, 28, lr=0.003)
         off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         options = {"max_epochs": self.epochs, "limit_val_batches": 0, "accelerator": "cpu", **dict.fromkeys(off, False)}
         trainer = lightning.Trainer(**options)

@@ -232,7 +232,7 @@ def test_labels_are_never_written_over_and_can_be_trained_on(imgcls, run, pile):
 
 
 def test_without_the_runs_own_data_it_says_what_it_cannot_tell(imgcls, run, pile, photos):
-    alone = shutil.copytree(run, "alone")
+    alone = Path(shutil.copytree(run, "alone"))
     config = (alone / "config.yaml").read_text()
     (alone / "config.yaml").write_text(config.replace(str(photos), "/gone"))
     table, out, err = annotated(imgcls, alone, pile, "--count=63")
