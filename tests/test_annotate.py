@@ -13,6 +13,7 @@ from PIL import Image
 from imgcls.data.table import TableData
 from imgcls.evaluate import annotation
 from imgcls.evaluate.annotation import CANDIDATES, choose
+from imgcls.images.sources import FileSource
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import write_calibration
 
@@ -184,7 +185,7 @@ def test_numbers_are_those_of_predict(imgcls, calibrated, pile):
 @pytest.mark.parametrize(
     "configs, words",
     [
-        (CONFIGS, (*SMALL_CNN, "--model.flip_at_test=true", "--trainer.precision=bf16-mixed")),
+        (CONFIGS, (*SMALL_CNN, "--model.flip_at_test=true", "--trainer.precision=bf16-true")),
         (
             ("data/folder", "trainer/default", "model/timm", "finetune/logistic_probe"),
             ("--model.backbone.name=mobilenetv3_small_050", "--model.backbone.weights=none", "--data.image_size=32"),
@@ -202,6 +203,21 @@ def test_other_runs_choose_by_their_own_features(imgcls, photos, pile, tmp_path,
         assert float(row["confidence"]) == pytest.approx(
             predicted[row["path"]], abs=0.01 if "flip" in str(words) else 1e-4
         )
+
+
+def test_a_file_that_may_not_be_read_does_not_stop_it(imgcls, run, pile, photos, monkeypatch):
+    original = FileSource.encoded
+
+    def encoded(self, number):
+        if self.root == pile and self.names[number] == "0/05.png":
+            raise PermissionError(13, "Permission denied")
+        return original(self, number)
+
+    monkeypatch.setattr(FileSource, "encoded", encoded)
+    monkeypatch.setattr("imgcls.images.same._sizes", lambda source, index: None)  # as if all were of one size
+    table, out, _ = annotated(imgcls, run, pile, "--count=60")
+    assert "3 in the run's own data, 3 that cannot be read" in out and len(table) == 59
+    assert rows("a/annotate.skipped.csv")[0]["path"] == "0/05.png"
 
 
 def test_names_are_escaped(imgcls, run):

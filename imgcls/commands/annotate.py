@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from imgcls.cli.arguments import gives
 from imgcls.cli.lightning import LightningVerb
 from imgcls.cli.other_data import unlabelled
+from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError, one_line
 from imgcls.evaluate.annotation import choose
 from imgcls.images.checking import first_of
@@ -27,7 +29,7 @@ from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_table, write_table
 
 log = logging.getLogger(__name__)
-HEADER = ("rank", "path", "label", "prediction", "confidence", "second", "confidence_of_second", "uncertainty")
+TABLE = "annotate.csv"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Annotate(LightningVerb):
         if count < 1:
             raise UserError(f"--count {count}: give at least 1")
         data, folder, checkpoint = self.datamodule, out or self.run.path / "annotate", Path(str(ckpt_path))
-        table = folder / "annotate.csv"
+        table = folder / TABLE
         _refuse_labelled(table)
         data.setup("predict")
         source, index = data.parts["test"]
@@ -89,84 +91,55 @@ class Annotate(LightningVerb):
             raise UserError(f"annotate: the run's own data holds all {len(index)} images; none is left to label")
         data.parts["test"] = source, left
         seen = self._look(checkpoint)
-        _write_skipped(folder / "annotate.skipped.csv", source, seen.broken)
         margin = seen.confidence[:, 0] - seen.confidence[:, 1]
         chosen = choose(seen.feature, margin, count, self.config_init.seed_everything)
-
-        names = data.class_names
-        rows = [
-            {
-                "rank": rank,
-                "path": source.names[seen.index[k]],
-                "label": "",
-                "prediction": names[seen.best[k, 0]],
-                "confidence": round(float(seen.confidence[k, 0]), 6),
-                "second": names[seen.best[k, 1]],
-                "confidence_of_second": round(float(seen.confidence[k, 1]), 6),
-                "uncertainty": round(float(1 - margin[k]), 6),
-            }
-            for rank, k in enumerate(chosen.tolist(), 1)
-        ]
-        write_table(table, HEADER, ([row[name] for name in HEADER] for row in rows))
         left_out = {
             "in the run's own data": len(labelled),
             "that cannot be read": len(seen.broken),
             "that are copies": seen.copies,
         }
-        predicted, of_chosen = (np.bincount(of, minlength=len(names)) for of in (seen.best[:, 0], seen.best[chosen, 0]))
-        facts = {
-            "compared": len(seen.index),
-            "left_out": {reason: number for reason, number in left_out.items() if number},
-            "classes": list(zip(names, of_chosen.tolist(), predicted.tolist(), strict=True)),
-            "table": table,
-        }
-        value_range = data.resize_crop("test").value_range
-        numbers = seen.index[chosen].tolist()
-        write_page(folder / "annotate.html", rows, facts, lambda row: source.original(numbers[row], value_range).image)
-        _tell(facts, folder, len(rows), count)
+        _write(folder, data, seen, chosen, {reason: number for reason, number in left_out.items() if number})
+        said = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
+        print(f"chosen: {len(chosen)} of {len(margin)} images" + (f" (left out: {said})" if said else ""))
+        if len(chosen) < count:
+            print(f"--count {count}: there are no more; the list has all of them, the least certain first")
+        print(f"page: {folder / 'annotate.html'}\ntable, with a column `label` to fill in: {table}")
 
     def _look(self, checkpoint: Path) -> Seen:
-        """Features and probabilities of the images, each read once."""
-        data, device = self.datamodule, self.trainer.strategy.root_device
-        model = with_weights(self.model, checkpoint, device, "--ckpt_path")
-        scaled_by, names = temperature(self.run, checkpoint), data.parts["test"][0].names
-        total = len(data.parts["test"][1])
-        feature, best = np.empty((total, model.backbone.num_features), np.float32), np.empty((total, 2), np.int64)
-        confidence, index = np.empty((total, 2)), np.empty(total, np.int64)
+        """What the run says of the images, each of which is read once."""
+        data, device, precision = self.datamodule, self.trainer.strategy.root_device, self.trainer.precision_plugin
+        model = precision.convert_module(with_weights(self.model, checkpoint, device, "--ckpt_path"))
+        scaled_by, total = temperature(self.run, checkpoint), len(data.parts["test"][1])
+        feature, index = np.empty((total, model.backbone.num_features), np.float32), np.empty(total, np.int64)
+        best, confidence = np.empty((total, 2), np.int64), np.empty((total, 2))
         broken: dict[int, str] = {}
         known: set[bytes] = set()
         done = 0
         log.info(f"annotate: looking at {total} images")
-        bar = Progress(
-            console=self.screen.console, auto_refresh=False, disable=not self.config_init.trainer.enable_progress_bar
-        )
-        with bar, torch.no_grad(), self.trainer.precision_plugin.val_step_context():
+        shown = self.config_init.trainer.enable_progress_bar
+        bar = Progress(console=self.screen.console, auto_refresh=False, disable=not shown)
+        with bar, torch.no_grad(), precision.val_step_context():
             task = bar.add_task("images", total=total)
             for batch in data.predict_dataloader():
                 broken |= dict(batch.get("broken", []))
-                new = []
-                for k, (number, pixels) in enumerate(zip(batch["index"].tolist(), batch["image"].numpy(), strict=True)):
-                    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-                    if number not in broken and digest not in known:
-                        known.add(digest)
-                        new.append(k)
+                new = [k for k, number in enumerate(batch["index"].tolist()) if number not in broken]
+                new = [k for k in new if _is_new(batch["image"][k], known)]
+                if new:
+                    image = data.normalize(batch["image"][new].to(device)).to(model.dtype)
+                    features = model.features(image)
+                    logits = model.logits(image if model.flip_at_test else features)
+                    two = (logits.double() / scaled_by).softmax(1).topk(2)
+                    rows = slice(done, done := done + len(new))
+                    feature[rows], index[rows] = features.float().cpu(), batch["index"][new]
+                    best[rows], confidence[rows] = two.indices.cpu(), two.values.cpu()
                 bar.update(task, advance=len(batch["index"]), refresh=True)
-                if not new:
-                    continue
-                image = data.normalize(batch["image"][new].to(device)).to(model.dtype)
-                features = model.features(image)
-                logits = model.logits(image if model.flip_at_test else features).double() / scaled_by
-                top = logits.softmax(1).topk(2)
-                rows = slice(done, done := done + len(new))
-                feature[rows], index[rows] = features.float().cpu().numpy(), batch["index"][new].numpy()
-                best[rows], confidence[rows] = top.indices.cpu().numpy(), top.values.cpu().numpy()
         if not done:
+            names = data.parts["test"][0].names
             reasons = [f"{names[number]} ({reason})" for number, reason in broken.items()]
             raise UserError(f"annotate: no image can be read: {first_of(reasons)}")
         if not (np.isfinite(feature[:done]).all() and np.isfinite(confidence[:done]).all()):
             raise UserError(f"{checkpoint}: gives features that are no finite numbers; did its training diverge?")
-        kept = (of[:done] for of in (index, feature, best, confidence))
-        return Seen(*kept, broken, total - done - len(broken))
+        return Seen(index[:done], feature[:done], best[:done], confidence[:done], broken, total - done - len(broken))
 
 
 main = Annotate.main
@@ -201,14 +174,41 @@ def _refuse_labelled(table: Path) -> None:
         raise UserError(f"{table}: holds {labels} labels, which would be lost; name another folder with --out")
 
 
-def _write_skipped(path: Path, source: Source, broken: dict[int, str]) -> None:
-    if broken or path.exists():
-        write_table(path, SKIPPED, [(source.names[number], reason) for number, reason in sorted(broken.items())])
+def _is_new(image: Tensor, known: set[bytes]) -> bool:
+    """Whether no image with these pixels, (C, H, W) uint8, came before; its hash is then known."""
+    before = len(known)
+    known.add(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest())
+    return len(known) > before
 
 
-def _tell(facts: dict[str, Any], folder: Path, found: int, count: int) -> None:
-    left_out = ", ".join(f"{number} {reason}" for reason, number in facts["left_out"].items())
-    print(f"chosen: {found} of {facts['compared']} images" + (f" (left out: {left_out})" if left_out else ""))
-    if found < count:
-        print(f"--count {count}: there are no more; the list has all of them, the least certain first")
-    print(f"page: {folder / 'annotate.html'}\ntable, with a column `label` to fill in: {facts['table']}")
+def _write(folder: Path, data: ImageDataModule, seen: Seen, chosen: np.ndarray, left_out: dict[str, int]) -> None:
+    """Write the table and the page of the chosen among the images that were seen, and what could not be read."""
+    source, names, skipped = data.parts["test"][0], data.class_names, folder / "annotate.skipped.csv"
+    if seen.broken or skipped.exists():
+        write_table(skipped, SKIPPED, [(source.names[number], why) for number, why in sorted(seen.broken.items())])
+    numbers, best, confidence = seen.index[chosen].tolist(), seen.best[chosen], seen.confidence[chosen].tolist()
+    rows = [
+        {
+            "rank": rank,
+            "path": source.names[number],
+            "label": "",
+            "prediction": names[first],
+            "confidence": round(probability, 6),
+            "second": names[second],
+            "confidence_of_second": round(of_second, 6),
+            "uncertainty": round(1 - probability + of_second, 6),
+        }
+        for rank, (number, (first, second), (probability, of_second)) in enumerate(
+            zip(numbers, best.tolist(), confidence, strict=True), 1
+        )
+    ]
+    write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
+    counts = (np.bincount(of, minlength=len(names)).tolist() for of in (best[:, 0], seen.best[:, 0]))
+    facts = {
+        "compared": len(seen.index),
+        "left_out": left_out,
+        "classes": list(zip(names, *counts, strict=True)),
+        "table": folder / TABLE,
+    }
+    value_range = data.resize_crop("test").value_range
+    write_page(folder / "annotate.html", rows, facts, lambda row: source.original(numbers[row], value_range).image)

@@ -26,11 +26,12 @@ def choose(feature: np.ndarray, margin: np.ndarray, count: int, seed: int = 0) -
         seed: Of the first centres.
     """
     order = np.argsort(margin, kind="stable")
-    candidates = order[: CANDIDATES * count]
-    weight = np.maximum(1 - margin[candidates], LEAST).astype(np.float32)
     if count >= len(order):
         return order
-    point = feature[candidates] - feature[candidates].mean(0)  # nearer to 0, where distances lose fewer digits
+    candidates = order[: CANDIDATES * count]
+    weight = np.maximum(1 - margin[candidates], LEAST).astype(np.float32)
+    point = feature[candidates]
+    point -= point.mean(0)  # around 0 distances lose fewer digits
     centre = _first_centres(point, weight, count, np.random.default_rng(seed))
     cluster = np.full(len(point), -1)
     for _ in range(ROUNDS):
@@ -57,19 +58,19 @@ def _first_centres(point: np.ndarray, weight: np.ndarray, count: int, rng: np.ra
         if chance[-1] == 0:  # all the others are copies
             break
         drawn.append(int(np.searchsorted(chance, rng.random() * chance[-1], side="right")))
-        new = np.maximum(length + length[drawn[-1]] - 2 * point @ point[drawn[-1]], 0)
+        new = np.maximum(length + length[drawn[-1]] - 2 * (point @ point[drawn[-1]]), 0)
         new[drawn[-1]] = 0
         distance = new if len(drawn) == 1 else np.minimum(distance, new)
     return point[drawn]
 
 
 def _nearest(point: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the nearest centre (M,), and the squared distance to it but for the point's own length (M,)."""
+    """Number of the nearest centre of each point, (M,) int64, and the squared distance to it, (M,) float32."""
     length = np.einsum("cf,cf->c", centre, centre)
     found, away = np.empty(len(point), np.int64), np.empty(len(point), np.float32)
     for start in range(0, len(point), ROWS):
         block = point[start : start + ROWS]
-        distance = length - 2 * block @ centre.T
+        distance = length - 2 * (block @ centre.T)
         found[start : start + ROWS] = nearest = distance.argmin(1)
         away[start : start + ROWS] = distance[np.arange(len(block)), nearest] + np.einsum("mf,mf->m", block, block)
     return found, away
