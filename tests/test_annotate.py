@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def annotated(imgcls, run, pile, *words) -> tuple[list[dict[str, str]], str, str
 def test_a_list_and_a_page_are_written(imgcls, run, pile):
     table, out, _ = annotated(imgcls, run, pile, "--count=12")
     assert out.splitlines() == [
-        "chosen: 12 of 60 images (left out: 3 in the run's own data, 2 that cannot be read, 2 that are copies)",
+        "chosen: 12 of 60 images (left out: 3 in the run's own data, 2 unreadable, 2 as copies)",
         "page: a/annotate.html",
         "table, with a column `label` to fill in: a/annotate.csv",
     ]
@@ -151,6 +152,12 @@ def test_a_list_and_a_page_are_written(imgcls, run, pile):
     ]
     page = Path("a/annotate.html").read_text()
     assert page.count('<img alt="" src="data:image/jpeg;base64,') == 12
+    predicted = re.findall(r'<tr><td>([^<]+)</td><td class="figure">(\d+)</td><td class="figure">(\d+)</td>', page)
+    assert [number for _, number, _ in predicted] == sorted((n for _, n, _ in predicted), key=int, reverse=True)
+    assert sum(int(number) for _, number, _ in predicted) == 12 and sum(int(number) for *_, number in predicted) == 60
+    assert {name: int(number) for name, number, _ in predicted if number != "0"} == Counter(
+        row["prediction"] for row in table
+    )
     assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|<script""", page)
     written = Path("a/annotate.csv").read_bytes(), page
     annotated(imgcls, run, pile, "--count=12")
@@ -216,7 +223,7 @@ def test_a_file_that_may_not_be_read_does_not_stop_it(imgcls, run, pile, photos,
     monkeypatch.setattr(FileSource, "encoded", encoded)
     monkeypatch.setattr("imgcls.images.same._sizes", lambda source, index: None)  # as if all were of one size
     table, out, _ = annotated(imgcls, run, pile, "--count=60")
-    assert "3 in the run's own data, 3 that cannot be read" in out and len(table) == 59
+    assert "3 in the run's own data, 3 unreadable" in out and len(table) == 59
     assert rows("a/annotate.skipped.csv")[0]["path"] == "0/05.png"
 
 

@@ -95,8 +95,8 @@ class Annotate(LightningVerb):
         chosen = choose(seen.feature, margin, count, self.config_init.seed_everything)
         left_out = {
             "in the run's own data": len(labelled),
-            "that cannot be read": len(seen.broken),
-            "that are copies": seen.copies,
+            "unreadable": len(seen.broken),
+            "as copies": seen.copies,
         }
         _write(folder, data, seen, chosen, {reason: number for reason, number in left_out.items() if number})
         said = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)

@@ -9,7 +9,7 @@ from PIL import Image
 from imgcls.pages.page import template, thumbnail
 from imgcls.system.files import write_atomic
 
-SHOWN = 500  # thumbnails, of 4 kB each; the table has all
+SHOWN, CLASSES = 500, 100  # thumbnails, of 4 kB each: the table has all; rows of classes
 
 
 def write_page(
@@ -20,10 +20,10 @@ def write_page(
     Args:
         path: The .html file.
         rows: What the table says of each image, by rank.
-        facts: What was looked at: the number of images `compared` and of those left out, `left_out` by the reason,
-            `classes` with the name of each and how many of the images and of the chosen are predicted to be of it;
-            the `table`'s path.
+        facts: The number of images `compared`, and `left_out`, by the reason; of `classes` the name of each, and how
+            many of the chosen and of all images are predicted to be of it; the path of the `table`.
         picture: Pixels of the image in a row.
     """
     shown = [{**row, "uri": thumbnail(picture(k))} for k, row in enumerate(rows[:SHOWN])]
-    write_atomic(path, template("annotate.html").render(rows=shown, count=len(rows), **facts))
+    page = template("annotate.html").render(rows=shown, count=len(rows), limit=CLASSES, **facts)
+    write_atomic(path, page)
