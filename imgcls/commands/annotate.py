@@ -93,13 +93,9 @@ class Annotate(LightningVerb):
         seen = self._look(checkpoint)
         margin = seen.confidence[:, 0] - seen.confidence[:, 1]
         chosen = choose(seen.feature, margin, count, self.config_init.seed_everything)
-        left_out = {
-            "in the run's own data": len(labelled),
-            "unreadable": len(seen.broken),
-            "as copies": seen.copies,
-        }
-        _write(folder, data, seen, chosen, {reason: number for reason, number in left_out.items() if number})
+        left_out = {"in the run's own data": len(labelled), "unreadable": len(seen.broken), "as copies": seen.copies}
         said = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
+        _write(folder, data, seen, chosen, said)
         print(f"chosen: {len(chosen)} of {len(margin)} images" + (f" (left out: {said})" if said else ""))
         if len(chosen) < count:
             print(f"--count {count}: there are no more; the list has all of them, the least certain first")
@@ -108,7 +104,7 @@ class Annotate(LightningVerb):
     def _look(self, checkpoint: Path) -> Seen:
         """What the run says of the images, each of which is read once."""
         data, device, precision = self.datamodule, self.trainer.strategy.root_device, self.trainer.precision_plugin
-        model = precision.convert_module(with_weights(self.model, checkpoint, device, "--ckpt_path"))
+        model: Any = precision.convert_module(with_weights(self.model, checkpoint, device, "--ckpt_path"))
         scaled_by, total = temperature(self.run, checkpoint), len(data.parts["test"][1])
         feature, index = np.empty((total, model.backbone.num_features), np.float32), np.empty(total, np.int64)
         best, confidence = np.empty((total, 2), np.int64), np.empty((total, 2))
@@ -181,7 +177,7 @@ def _is_new(image: Tensor, known: set[bytes]) -> bool:
     return len(known) > before
 
 
-def _write(folder: Path, data: ImageDataModule, seen: Seen, chosen: np.ndarray, left_out: dict[str, int]) -> None:
+def _write(folder: Path, data: ImageDataModule, seen: Seen, chosen: np.ndarray, left_out: str) -> None:
     """Write the table and the page of the chosen among the images that were seen, and what could not be read."""
     source, names, skipped = data.parts["test"][0], data.class_names, folder / "annotate.skipped.csv"
     if seen.broken or skipped.exists():

@@ -20,7 +20,7 @@ def write_page(
     Args:
         path: The .html file.
         rows: What the table says of each image, by rank.
-        facts: The number of images `compared`, and `left_out`, by the reason; of `classes` the name of each, and how
+        facts: The number of images `compared`; which were `left_out`, in words; of `classes` the name of each, and how
             many of the chosen and of all images are predicted to be of it; the path of the `table`.
         picture: Pixels of the image in a row.
     """
