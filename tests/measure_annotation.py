@@ -1,4 +1,4 @@
-"""Whether `annotate` helps: `python -m tests.measure_annotation ROOT [--learner probe|cnn] [--repeats 40] …`.
+"""Whether `annotate` helps: `python -m tests.measure_annotation ROOT [--learner probe|cnn] [--repeats 30] …`.
 
 ROOT is a folder of torchvision's data sets with Fashion-MNIST in it. A model is trained on a few images of the training
 part, drawn at random; from what it says of the others some are chosen, get their true labels, and a new one is trained
@@ -173,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("root")
     parser.add_argument("--learner", choices=("probe", "cnn"), default="probe")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    for name, value in {"repeats": 40, "start": 50, "batch": 50, "rounds": 5}.items():
+    for name, value in {"repeats": 30, "start": 50, "batch": 50, "rounds": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args(words)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
