@@ -20,7 +20,7 @@ from imgcls.errors import UserError, one_line
 from imgcls.evaluate.annotation import choose
 from imgcls.images.checking import first_of
 from imgcls.images.same import same_images
-from imgcls.images.sources import Source
+from imgcls.images.sources import ArraySource, ItemSource, Source
 from imgcls.pages.annotate_page import write_page
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, with_weights
@@ -73,7 +73,7 @@ class Annotate(LightningVerb):
         Args:
             count: How many images at most. Sub-folders may have any names. Left out are images that cannot be read, all
                 but one of those that are the same pixels at the run's size, and files that any part of the run's own
-                data holds, byte for byte.
+                data holds, byte for byte (if that is of files: torchvision's data sets are not compared).
             out: Folder for annotate.csv, which has a column `label` to fill in, and annotate.html. Default: annotate/
                 in the run's folder.
             ckpt_path: Checkpoint, where it is not the run's best.
@@ -151,7 +151,9 @@ def _labelled(run: RunFolder, source: Source, index: np.ndarray) -> list[int]:
     except UserError as error:
         log.warning(f"which images have a label already cannot be told: {error}")
         return []
-    sources = {id(other): other for other, _ in own.parts.values()}
+    # others give images as they are decoded: to encode all of them would take long, and to another file's bytes
+    files = [other for other, _ in own.parts.values() if not isinstance(other, ArraySource | ItemSource)]
+    sources = {id(other): other for other in files}
     found: set[int] = set()
     for other in sources.values():
         found |= same_images(source, index.tolist(), other, range(len(other))).keys()
