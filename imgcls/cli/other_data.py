@@ -1,4 +1,4 @@
-"""Labelled images that are given to a trained run in place of its own."""
+"""Images that are given to a trained run in place of its own, with labels or without."""
 
 from collections.abc import Sequence
 from inspect import signature
@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from imgcls.cli.configs import as_config, each_option, read_config
 from imgcls.cli.messages import explain
 from imgcls.data.base import ImageDataModule
+from imgcls.data.files import PREPARATION
 from imgcls.errors import UserError
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import read_json
@@ -73,6 +74,18 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
     outer |= {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
     return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
+
+
+def unlabelled(run: RunFolder, own: dict[str, Any]) -> dict[str, Any]:
+    """Config of a `FilesData` that is prepared like the run's own; images that cannot be read are skipped.
+
+    Args:
+        run: The trained run.
+        own: Options of its data.
+    """
+    options = {k: own.get(k) for k in (*PREPARATION, "batch_size")}
+    options |= {"class_names": read_json(run.environment)["data"]["class_names"], "cache": "none", "on_error": "skip"}
+    return {"class_path": "imgcls.data.files.FilesData", "init_args": options}
 
 
 def _given(words: Sequence[str]) -> tuple[set[str], bool]:

@@ -23,7 +23,7 @@ from imgcls.models.base import Stage
 from imgcls.pages.figures import image_grid, save
 from imgcls.pages.report import write_report
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.load import read_checkpoint
+from imgcls.runs.load import with_weights
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.temperature import temperature
 
@@ -50,10 +50,7 @@ class Explain(LightningVerb):
         if count < 1:
             raise UserError(f"--count {count}: give at least 1")
         checkpoint, device, folder = Path(str(ckpt_path)), self.trainer.strategy.root_device, out or self.run.figures
-        state = read_checkpoint(checkpoint, "--ckpt_path")["state_dict"]
-        self.model.check_weights(state)
-        self.model.load_state_dict(state)
-        model, data = self.model.eval().requires_grad_(False).to(device), self.datamodule
+        model, data = with_weights(self.model, checkpoint, device, "--ckpt_path"), self.datamodule
         data.prepare_data()
         data.setup("fit")
         draw_layers(model, data, device, folder / "layers.png")

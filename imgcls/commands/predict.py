@@ -7,11 +7,10 @@ from lightning import Callback
 
 from imgcls.cli.arguments import gives
 from imgcls.cli.lightning import LightningVerb
-from imgcls.data.files import PREPARATION
+from imgcls.cli.other_data import unlabelled
 from imgcls.errors import UserError
 from imgcls.images.sorting import Link
 from imgcls.runs.folder import RunFolder
-from imgcls.system.files import read_json
 from imgcls.training.outputs import Outputs
 from imgcls.training.prediction_table import PredictionTable, Sorting
 
@@ -29,10 +28,7 @@ class Predict(LightningVerb):
         config = super().config_of(run, words)
         options = config["data"]["init_args"]
         if gives(words, "--data.root", "--data.table"):
-            options = {k: options.get(k) for k in (*PREPARATION, "batch_size")}
-            options |= {"class_names": read_json(run.environment)["data"]["class_names"], "cache": "none"}
-            config["data"] = {"class_path": "imgcls.data.files.FilesData", "init_args": options}
-            options["on_error"] = "skip"
+            config["data"] = unlabelled(run, options)
         else:
             options |= {"on_error": "skip"} if "on_error" in options else {}
             options |= {"cache": "none"} if options.get("cache") in ("memory", "device") else {}

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from imgcls.images.sources import Source
 
@@ -30,5 +31,7 @@ def _sizes(source: Source, index: Sequence[int]) -> list[int] | None:
 def _digests(source: Source, index: Sequence[int]) -> Iterator[tuple[bytes, int]]:
     for number in index:
         path = source.file(number)
-        if path is None or path.is_file():
+        if path is not None and not path.is_file():
+            continue
+        with suppress(OSError):  # what cannot be read is the same as nothing, and is named where it is decoded
             yield hashlib.blake2b(source.encoded(number), digest_size=16).digest(), number

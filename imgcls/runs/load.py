@@ -117,10 +117,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
         options["backbone"]["init_args"]["weights"] = "none"  # the checkpoint holds them
     # the class is named in the config: this module knows none, so that classifiers may load others to learn from
     model = _build(LightningModule, "model", section, run)
-    state = read_checkpoint(run.checkpoint(run.best))["state_dict"]
-    model.check_weights(state)
-    model.load_state_dict(state)
-    return LoadedRun(run, model.eval().requires_grad_(False).to(device), prepare)
+    return LoadedRun(run, with_weights(model, run.checkpoint(run.best), device), prepare)
 
 
 def load_data(path: str | Path, images: str | Path | None = None, augmented: bool = False) -> ImageDataModule:
@@ -167,6 +164,18 @@ def _build(kind: type, name: str, section: dict[str, Any], run: RunFolder) -> An
     except (ArgumentError, ValueError) as error:
         reason = user_error(error) or f"{run.config}: its {name} cannot be built ({one_line(error)[:300]})"
         raise UserError(str(reason)) from error
+
+
+def with_weights(model: Any, checkpoint: Path, device: torch.device | str, option: str = "") -> Any:
+    """A classifier with the weights of a checkpoint, on a device, in eval mode, its parameters frozen.
+
+    Raises:
+        UserError: The checkpoint, which `option` named, cannot be read, or is of another model.
+    """
+    state = read_checkpoint(checkpoint, option)["state_dict"]
+    model.check_weights(state)
+    model.load_state_dict(state)
+    return model.eval().requires_grad_(False).to(device)
 
 
 def read_checkpoint(path: Path, option: str = "", way_out: str = "") -> dict[str, Any]:

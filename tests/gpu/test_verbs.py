@@ -14,7 +14,7 @@ import yaml
 from imgcls.deploy.formats import run_onnx
 from imgcls.runs.load import load_data, load_run
 
-from ..conftest import ROOT
+from ..conftest import ROOT, write_image
 from .conftest import TOY, words
 
 pytestmark = pytest.mark.gpu
@@ -59,6 +59,14 @@ def test_explain_draws(imgcls, run):
     code, _, err = imgcls("explain", "--run", run, "--count=2", "--out", "pictures", ON)
     assert code == 0, err
     assert any(Path("pictures").glob("*.png"))
+
+
+def test_annotate_chooses(imgcls, run):
+    for number in range(20):
+        write_image(Path(f"pile/{number}.png"), number, seed=number)
+    code, out, err = imgcls("annotate", "--run", run, "--data.root=pile", "--count=5", "--out=a", ON)
+    assert code == 0, err
+    assert out.startswith("chosen: 5 of 20 images\n") and len({row["path"] for row in rows("a/annotate.csv")}) == 5
 
 
 @pytest.mark.slow
