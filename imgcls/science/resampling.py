@@ -39,7 +39,9 @@ def compare_splits(
     Degrees of freedom follow Satterthwaite: M - 1 of the images, J - 1 of the rest. It is sharper, as the spread of
     five folds tells less of the images than 200 images do.
 
-    `python tests/simulate_tests.py splits` says how often either is wrong where the true difference is known.
+    `python tests/simulate_tests.py splits --repeats 300`, with 100 and 250 images, five pairs of classifiers and six
+    designs: intervals miss the true difference in 0.7 to 6.3 % (median 3.3) and those of scores alone in 0 to 7 %
+    (median 1.3); they are 0.48 to 0.85 times as wide (median 0.67).
 
     Args:
         group: A score for each split, such as the mean over its seeds.
