@@ -67,8 +67,10 @@ def main(words: list[str]) -> int:
         for seed in question.seeds
         for name, arm in question.arms.items()
     ]
-    if options.print == "wandb" and question.axes:
-        raise UserError("--print wandb: its grid cannot give each arm of [axes] options of its own; use --print slurm")
+    if options.print == "wandb" and any(arm.options for arm in question.arms.values()):
+        raise UserError(
+            "--print wandb: its grid cannot give arms options of their own ([axes], [last]); use --print slurm"
+        )
     if options.print:
         print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, jobs))
         return 0

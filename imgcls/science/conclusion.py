@@ -36,7 +36,7 @@ def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] 
     paragraphs = []
     for values, alike in by_values(question, groups).items():
         place = ", ".join(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True))
-        said, take = more_images(question, alike) if question.fit else _best(question, alike)
+        said, take = _more_images(question, alike) if question.fit else _best(question, alike)
         arm = question.arms["-".join([take.name, *values])]
         words = ["python", "-m", "imgcls", "fit", "--config", str(arm.config), *question.options]
         command = shlex.join([*words, *_of_any_split(rest), *arm.options])
@@ -66,12 +66,13 @@ def lines_of(question: Question, groups: Sequence[Group]) -> tuple[Lines, list[G
     return lines, [group for group in groups if id(group) not in drawn]
 
 
-def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group]:
+def _more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group]:
     """What twice and four times the images would bring, and the arm with the most."""
     lines, _ = lines_of(question, groups)
     line = next(iter(lines.values()), [])
     law = law_of(line, question.metric)
-    most, group = line[-1] if line else (training_images(groups[0]), groups[0])
+    group = max((g for g in groups if g.scores(question.metric)), key=training_images)
+    most = training_images(group)
     scores, tested = scores_of(group, question.metric)
     now = float(np.mean(scores))
     said = [f"With {most:,.0f} training images {question.metric} is {now:.3f}."]
