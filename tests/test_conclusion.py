@@ -77,7 +77,7 @@ def test_of_one_run_without_single_predictions_nothing_can_be_told(tmp_path, arm
     assert said.startswith(
         "**Which is best cannot be told from one run of each.** better does best, with a test/f1 of 0."
     )
-    assert "confidence" not in said and "ask with more seeds" in said
+    assert "confidence" not in said and "Until then take **better**. " in said and "ask with more seeds" in said
 
 
 def test_of_a_loss_the_lowest_is_best(tmp_path, arms):

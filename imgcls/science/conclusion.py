@@ -112,8 +112,9 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
         seen, span = _difference(metric, rows[others[0].name]["difference"], -1)
         than = f"{seen} than with {others[0].name}, the next best{span and f' ({span})'}"
         return f"**{best.name} is best**: {level}, {than}.{one_run}", best
-    few = " from one run of each" if all(math.isnan(row["p_value"]) for row in rows.values()) else ""
-    nearest, take = untold[0], min(untold, key=_seconds)
+    tested = [group for group in untold if not math.isnan(rows[group.name]["p_value"])]
+    few = "" if tested else " from one run of each"
+    nearest, take = untold[0], min(tested, key=_seconds, default=best)
     if not CHEAPER * _seconds(take) < _seconds(best):
         take = best
     seen = "; ".join(filter(None, _difference(metric, rows[nearest.name]["difference"])))
@@ -125,7 +126,7 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
     rival = nearest if take is best else take
     if found := rows[rival.name].get("outlook"):
         said.append(f"To tell {best.name} from {rival.name}: {Outlook(**found).words}.")
-    why = f": none of them is much cheaper ({_duration(_seconds(take))} a run)"
+    why = f": none of them is much cheaper ({_duration(_seconds(take))} a run)" if tested else ""
     if take is not best:
         cost = [f"{_duration(_seconds(take))} a run, {best.name} {_duration(_seconds(best))}"]
         cost += _difference(metric, rows[take.name]["difference"]) if take is not nearest else ()
