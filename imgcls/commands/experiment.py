@@ -68,9 +68,7 @@ def main(words: list[str]) -> int:
         for name, arm in question.arms.items()
     ]
     if options.print == "wandb" and any(arm.options for arm in question.arms.values()):
-        raise UserError(
-            "--print wandb: its grid cannot give arms options of their own ([axes], [last]); use --print slurm"
-        )
+        raise UserError("--print wandb: its grid has no options of single arms (axes, last); use --print slurm")
     if options.print:
         print(_sweep(question, rest) if options.print == "wandb" else _job_array(question, jobs))
         return 0
