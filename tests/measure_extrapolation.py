@@ -8,8 +8,8 @@ In each repeat another 600 of the 6,000 training images choose a penalty or a le
 how often it holds that and how wide it is. CPU time of 40 repeats: ridge 3 minutes, nearest 2, patches 3, mlp 11,
 logistic 19, cnn 100; with --curves, accuracies are read from FILE, those not in it yet are measured and added.
 
-Of 40 repeats, at four times the images: ridge 39 (mean width 0.043), nearest 40 (0.053), patches 37 (0.041), logistic 40
-(0.042), mlp 39 (0.047); at twice: 39, 40, 39, 40, 37 (0.028 to 0.036).
+Intervals that held it, of 40: at four times the images ridge 39 (mean width 0.043), nearest 40 (0.053), patches 37
+(0.041), logistic 40 (0.042), mlp 39 (0.047); at twice 39, 40, 39, 40, 37 (0.028 to 0.036).
 """
 
 import argparse
