@@ -5,8 +5,11 @@
 In each repeat another 600 of the 6,000 training images choose a penalty or a length of training, and random subsets of
 162 to 1,350 of the other 5,400 are trained on, three of each size. `fit_power_law` continues their test accuracies to
 2,700 and 5,400, and the interval is held against the mean over repeats that was measured there. Prints for each learner
-how often it holds that and how wide it is. A minute for `ridge`, ten for `patches`, 15 each for the others on one core;
-with --curves, accuracies are read from FILE, those that are not in it yet are measured and added.
+how often it holds that and how wide it is. CPU time of 40 repeats: ridge 3 minutes, nearest 2, patches 3, mlp 11,
+logistic 19, cnn 100; with --curves, accuracies are read from FILE, those not in it yet are measured and added.
+
+Intervals that held it, of 40: at four times the images ridge 39 (mean width 0.043), nearest 40 (0.053), patches 37
+(0.041), logistic 40 (0.042), mlp 39 (0.047); at twice 39, 40, 39, 40, 37 (0.028 to 0.036).
 """
 
 import argparse

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls.science.conclusion import conclusion
+from imgcls.science.conclusion import conclusion, given
 from imgcls.science.question import arms_of, read_question
 
 from .test_answers import plant
@@ -77,7 +77,7 @@ def test_of_one_run_without_single_predictions_nothing_can_be_told(tmp_path, arm
     assert said.startswith(
         "**Which is best cannot be told from one run of each.** better does best, with a test/f1 of 0."
     )
-    assert "confidence" not in said and "ask with more seeds" in said
+    assert "confidence" not in said and "Until then take **better**. " in said and "ask with more seeds" in said
 
 
 def test_of_a_loss_the_lowest_is_best(tmp_path, arms):
@@ -107,3 +107,16 @@ def test_each_combination_of_the_axes_has_its_paragraph_and_its_options(tmp_path
     assert ten.endswith("/plain.yaml --trainer.max_epochs=9 --trainer.max_epochs=10`.")
     assert forty.startswith("epochs 40: **all is best**") and forty.endswith("--trainer.max_epochs=9 --model.lr=1`.")
     assert left == "Not tried: Anything else."
+
+
+def test_options_are_those_that_a_run_says_it_was_given(tmp_path, arms):
+    toml = TOML + 'options = ["--data.batch_size=8"]\n[last]\nplain = ["--model.lr=1"]\n'
+    runs = plant(tmp_path / "q", arms, toml)
+    question = read_question(tmp_path / "q")
+    assert given(question, arms_of(question, runs)) == []
+    own = ["--data.batch_size=8", "--data.root=my photos", "--model.lr=1", "--data.folds=5", "--data.split_seed", "1"]
+    commands = {0: ["imgcls", "fit", "--resume", "run"], 1: ["imgcls", "fit", "--run_dir", "run", *own]}
+    for seed, words in commands.items():
+        path = runs / f"plain/seed-{seed}/environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"command": words}))
+    assert given(question, arms_of(question, runs)) == ["--data.root=my photos"]

@@ -133,6 +133,10 @@ def test_options_of_an_axis_come_after_those_of_the_command_line(question, imgcl
     assert code == 0 and "--array=0-7" in out and "/low-2/seed-1 --trainer.max_epochs=9 --trainer.max_epochs=2'" in out
     code, _, err = imgcls("experiment", question, "--print", "wandb")
     assert code == 2 and "use --print slurm" in err
+    path.write_text(path.read_text().partition("[axes")[0] + '[last]\nlow = ["--model.lr=1"]\n')
+    code, out, _ = imgcls("experiment", question, "--print", "slurm", "--model.lr=9")
+    assert code == 0 and "/low/seed-1 --model.lr=9 --model.lr=1'" in out and "/high/seed-1 --model.lr=9'" in out
+    assert imgcls("experiment", question, "--print", "wandb")[0] == 2
 
 
 def test_a_changed_config_among_the_options_is_noticed(question):
@@ -153,6 +157,8 @@ def test_a_changed_config_among_the_options_is_noticed(question):
         ('baseline = "low"\nfolds = 1', "folds: 1, repeats: 0: give at least 2 folds"),
         ('baseline = "low"\nrepeats = true', "repeats: True is not a whole number"),
         ('baseline = "low"\nseeds = [0, 1, 0]', "seeds: [0, 1, 0] are not numbers from 0, each once"),
+        ('baseline = "low"\nlast = {lo = []}', "last: lo: is not an arm (low, high) with a list of options"),
+        ('baseline = "low"\nlast = {low = "--model.lr=1"}', "last: low: is not an arm (low, high) with a list"),
     ],
 )
 def test_mistakes_in_a_question_are_named(question, text, message):

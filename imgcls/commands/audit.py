@@ -15,7 +15,7 @@ from imgcls.cli.arguments import configures, gives, take
 from imgcls.cli.configs import as_config, config_files, expand_configs, read_config
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.clean_table import say, write_clean_table
+from imgcls.data.clean_table import add_column, write_clean_table
 from imgcls.data.folder import names_classes
 from imgcls.errors import UserError, printable
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing, together
@@ -194,8 +194,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         probability = held_out(predicted_by, predictions, images.names, data.class_names)
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
         suspects = known[label_errors(probability[known], images.label[known])]
-        likeliest = [images.class_names[k] for k in probability[suspects].argmax(1)]
-        say(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], likeliest, strict=True))
+        named = (images.class_names[k] for k in probability[suspects].argmax(1))
+        add_column(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], named, strict=True))
     wrong = np.zeros(len(images), bool)
     wrong[suspects] = drop_label_errors & (images.rank[suspects] == images.parts.index("train"))
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)

@@ -216,8 +216,8 @@ def _refuse_given(question: Question, rest: Sequence[str]) -> None:
 
 
 def _sweep(question: Question, rest: Sequence[str]) -> str:
-    if question.axes:
-        raise UserError("--print wandb: its grid cannot give each arm of [axes] options of its own; use --print slurm")
+    if any(arm.options for arm in question.arms.values()):
+        raise UserError("--print wandb: its grid has no options of single arms (axes, last); use --print slurm")
     replicates = question.replicates
     folds = [f"--data.folds={replicates.folds}", "--data.fold_part=test"] if replicates.folds else []
     splits = {"data.fold": range(replicates.folds), "data.split_seed": range(replicates.rounds)}

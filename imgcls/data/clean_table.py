@@ -68,7 +68,7 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
     return written | {"file": str(folder / "clean.csv"), "root": str(root)}
 
 
-def say(sources: Sequence[Source], column: str, said: Iterable[tuple[int, int, str]]) -> None:
+def add_column(sources: Sequence[Source], column: str, said: Iterable[tuple[int, int, str]]) -> None:
     """Add a column to what is known of the images: of some a text, with the number of its source and in it; "" else."""
     texts = {id(source): [""] * len(source) for source in sources}
     for of, number, text in said:

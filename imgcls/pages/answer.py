@@ -125,13 +125,7 @@ def _dots(axes: Axes, lines: Lines, metric: str) -> None:
     """What the law is fitted to."""
     for name, line in lines.items():
         known = [(x, score) for x, group in line for score in scores_of(group, metric)[0]]
-        axes.plot(
-            *zip(*known, strict=True),
-            marker="o",
-            markersize=3.5,
-            linestyle="none",
-            label=f"{name}: each seed and split",
-        )
+        axes.plot(*zip(*known, strict=True), "o", markersize=3.5, label=f"{name}: each seed and split")
 
 
 def _levels(axes: Axes, others: Sequence[Group], metric: str) -> None:

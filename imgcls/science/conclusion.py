@@ -36,7 +36,7 @@ def conclusion(question: Question, groups: Sequence[Group], rest: Sequence[str] 
     paragraphs = []
     for values, alike in by_values(question, groups).items():
         place = ", ".join(f"{axis} {value}" for axis, value in zip(question.axes, values, strict=True))
-        said, take = more_images(question, alike) if question.fit else _best(question, alike)
+        said, take = _more_images(question, alike) if question.fit else _best(question, alike)
         arm = question.arms["-".join([take.name, *values])]
         words = ["python", "-m", "imgcls", "fit", "--config", str(arm.config), *question.options]
         command = shlex.join([*words, *_of_any_split(rest), *arm.options])
@@ -66,12 +66,13 @@ def lines_of(question: Question, groups: Sequence[Group]) -> tuple[Lines, list[G
     return lines, [group for group in groups if id(group) not in drawn]
 
 
-def more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group]:
+def _more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Group]:
     """What twice and four times the images would bring, and the arm with the most."""
     lines, _ = lines_of(question, groups)
     line = next(iter(lines.values()), [])
     law = law_of(line, question.metric)
-    most, group = line[-1] if line else (training_images(groups[0]), groups[0])
+    group = max((g for g in groups if g.scores(question.metric)), key=training_images)
+    most = training_images(group)
     scores, tested = scores_of(group, question.metric)
     now = float(np.mean(scores))
     said = [f"With {most:,.0f} training images {question.metric} is {now:.3f}."]
@@ -111,8 +112,9 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
         seen, span = _difference(metric, rows[others[0].name]["difference"], -1)
         than = f"{seen} than with {others[0].name}, the next best{span and f' ({span})'}"
         return f"**{best.name} is best**: {level}, {than}.{one_run}", best
-    few = " from one run of each" if all(math.isnan(row["p_value"]) for row in rows.values()) else ""
-    nearest, take = untold[0], min(untold, key=_seconds)
+    tested = [group for group in untold if not math.isnan(rows[group.name]["p_value"])]
+    few = "" if tested else " from one run of each"
+    nearest, take = untold[0], min(tested, key=_seconds, default=best)
     if not CHEAPER * _seconds(take) < _seconds(best):
         take = best
     seen = "; ".join(filter(None, _difference(metric, rows[nearest.name]["difference"])))
@@ -124,7 +126,7 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
     rival = nearest if take is best else take
     if found := rows[rival.name].get("outlook"):
         said.append(f"To tell {best.name} from {rival.name}: {Outlook(**found).words}.")
-    why = f": none of them is much cheaper ({_duration(_seconds(take))} a run)"
+    why = f": none of them is much cheaper ({_duration(_seconds(take))} a run)" if tested else ""
     if take is not best:
         cost = [f"{_duration(_seconds(take))} a run, {best.name} {_duration(_seconds(best))}"]
         cost += _difference(metric, rows[take.name]["difference"]) if take is not nearest else ()
