@@ -20,7 +20,6 @@ from imgcls.training.features import train_on_features
 from imgcls.training.trainer import limited
 
 log = logging.getLogger(__name__)
-
 Batch = dict[str, Tensor]
 
 
@@ -47,8 +46,7 @@ class Classifier(LightningModule):
             in the training part, with mean 1 over the images.
         flip_at_test: Outside of training, average the logits of an image and of its mirror image.
         compile: Compile the backbone in the first epoch, and again where a part joins the training later.
-        channels_last: Keep images and weights in channels-last order. Default: if the backbone has convolutions, which
-            are up to twice as fast in it.
+        channels_last: Order of images and weights in memory. Default: with convolutions, up to twice as fast in it.
     """
 
     def __init__(
@@ -145,13 +143,16 @@ class Classifier(LightningModule):
             parameter.grad = None
 
     def setup(self, stage: str) -> None:
-        """Weigh the classes by the training part, and compile."""
-        if self.class_weights == "balanced" and stage == "fit":
-            count = torch.from_numpy(self.trainer.datamodule.class_counts()).float()  # type: ignore[attr-defined]
-            # a class without a training image never occurs in the loss
-            self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
-        if self.teacher is not None and stage == "fit":
-            self.teacher.load(self.trainer.datamodule.class_names, self.trainer.strategy.root_device)  # type: ignore[attr-defined]
+        """Tell the loss how many training images each class has, weigh the classes, load the teacher, and compile."""
+        if stage == "fit":
+            data, device = self.trainer.datamodule, self.trainer.strategy.root_device  # type: ignore[attr-defined]
+            count = torch.from_numpy(data.class_counts()).float().to(device)
+            self.loss.configure(count)
+            if self.class_weights == "balanced":
+                # a class without a training image never occurs in the loss
+                self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
+            if self.teacher is not None:
+                self.teacher.load(data.class_names, device)
         if self.compile_step and not self.compiled:
             compile_backbone(self.backbone, joins=len({how.start for how in self.trained.values()}))
             self.compiled = True
@@ -274,8 +275,7 @@ class Classifier(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> Batch:
         output = self.predict_step(batch, 0)
         logits, label = output["logits"], output["label"]
-        # without class weights a batch's loss is a mean over its images, hence exact on any batching
-        self.metrics[stage].update(logits, label, self.loss(logits, label, None))  # type: ignore[operator]
+        self.metrics[stage].update(logits, label, self.loss.evaluate(logits, label))  # type: ignore[operator]
         return output
 
     def on_validation_epoch_end(self) -> None:

@@ -163,7 +163,7 @@ def test_every_config_resolves(path, imgcls, capsys):
     [
         p
         for p in CONFIGS
-        if p.parent.name in ("augment", "model", "finetune", "trainer")
+        if p.parent.name in ("augment", "model", "loss", "finetune", "trainer")
         and p.name not in ("gpu.yaml", "ddp.yaml", "fsdp.yaml", "slurm.yaml", "distill.yaml")
     ],
     ids=lambda p: str(p.relative_to(ROOT)),

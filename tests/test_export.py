@@ -273,7 +273,7 @@ def test_the_card_says_what_the_record_knows_and_what_it_does_not(run, gallery, 
     assert imgcls("export", "--run", run, "--format", "safetensors", "--out", "w", "--card", "card.md")[0] == 0
     card, metrics = Path("card.md").read_text(), json.loads((run / "metrics.json").read_text())
     assert f"| test/acc | {metrics['test/acc']:.4f} |" in card and "95 % interval of the test accuracy" in card
-    assert "CNN (depth 2, width 8, layers_per_stage 2)" in card and "seed 0, 2 epochs" in card
+    assert "CNN (depth 2, width 8, layers_per_stage 2, weights none)" in card and "seed 0, 2 epochs" in card
     assert "temperature is the run's own" in card and "was not measured" in card and "was not calibrated" not in card
     assert str(gallery) not in card and str(run) not in card and "mirror image" in card
     (run / "calibration.json").rename(run / "away")

@@ -28,6 +28,8 @@ from imgcls.finetune.l2_sp import L2SP
 from imgcls.finetune.linear_probe import LinearProbe
 from imgcls.finetune.partial import Partial
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
+from imgcls.losses.class_balanced import ClassBalanced
+from imgcls.losses.logit_adjustment import LogitAdjustment
 from imgcls.models.resnet import ResNet
 from imgcls.models.timm import TimmBackbone
 from imgcls.models.torchvision import TorchvisionBackbone
@@ -104,6 +106,8 @@ MODELS = {
     "label smoothing": {"loss": CrossEntropy(0.1)},
     "binary": {"loss": BinaryCrossEntropy(0.1, target_threshold=0.2)},
     "focal": {"loss": Focal(label_smoothing=0.1)},
+    "logit adjustment": {"loss": LogitAdjustment()},
+    "class-balanced": {"loss": ClassBalanced()},
     "class weights": {"class_weights": "balanced"},
     "L2-SP": {"finetune": L2SP()},
     "gradual": {"finetune": Gradual()},
@@ -139,7 +143,7 @@ def test_neither_with_a_teacher_nor_with_mixed_labels(monkeypatch):
         Teacher, "load", lambda self, *_: setattr(self, "loaded", SimpleNamespace(model=other, prepare=prepare))
     )
     assert crossings(classifier(teacher=teacher)) == {(0, 0)}
-    for loss in (CrossEntropy(), BinaryCrossEntropy(), Focal()):
+    for loss in (CrossEntropy(), BinaryCrossEntropy(), Focal(), LogitAdjustment(), ClassBalanced()):
         found = crossings(classifier(loss=loss), data=SampleData(batch_size=16, augment=MixUp()))
         assert len(found) == 1 and found <= {(1, 0), (2, 0)}  # the parameters of the augmentation
 

@@ -229,10 +229,11 @@ class LightningVerb(LightningCLI, ABC):
         self.run = self._run_folder(config)
         self.logger_config, config.trainer.logger = config.trainer.logger, False  # see instantiate_trainer
         self.unresolved = config.clone()
-        if config.get("ckpt_path") or not self.needs_weights:
-            init_args = config.model.init_args.backbone.get("init_args", {})
-            if "weights" in init_args:
-                init_args.weights = "none"  # the checkpoint holds them: nothing to download
+        init_args = config.model.init_args.backbone.get("init_args", {})
+        if "weights" in init_args:
+            loaded = config.get("ckpt_path") or not self.needs_weights  # a checkpoint holds them: nothing to download
+            # the file of a run of a question follows that run's seed, and config.yaml still says so
+            init_args.weights = "none" if loaded else init_args.weights.replace("{seed}", str(config.seed_everything))
         config.checkpoint.dirpath = config.last_checkpoint.dirpath = str(self.run.checkpoints)
         config.trainer.default_root_dir = str(self.run.path)
 

@@ -10,8 +10,8 @@ from imgcls.system.files import write_atomic
 HEAD = """# Configs
 
 Written by `python -m imgcls configs --out configs/README.md`: each file with its opening comment. A run is put together
-from one file of each kind, `--config FILE --config FILE …`, in the order data, augment, model, finetune, trainer; later
-ones win, the command line last. A recipe brings all but the data.
+from one file of each kind, `--config FILE --config FILE …`, in the order data, augment, model, loss, finetune, trainer;
+later ones win, the command line last. A recipe brings all but the data.
 """
 NOTES = "notes.md"  # what else there is to say of the files of a folder
 

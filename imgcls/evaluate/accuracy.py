@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 LEVEL = 0.95
+IMBALANCED = 10  # largest over smallest class from which on classes are told apart by their size
 
 
 def interval(right: int, images: int) -> tuple[float, float]:
@@ -84,6 +85,28 @@ def slices(right: np.ndarray, columns: Mapping[str, Sequence[str]], most: int = 
         groups = [(value, right[place == k]) for k, value in enumerate(values)] if len(values) <= most else []
         found[name] = [{"value": value, "images": len(of), **accuracy(of)} for value, of in groups] or None
     return found
+
+
+def shots(right: np.ndarray, label: np.ndarray, class_counts: Sequence[int]) -> list[dict]:
+    """Accuracy, with its interval, on classes with many, a medium number of, and few training images.
+
+    Groups as in Liu et al., Large-scale long-tailed recognition in an open world, CVPR 2019: above 100, 20 to 100,
+    below 20. A group without a test image is left out.
+
+    Args:
+        right: Whether each image was predicted right, (N,) bool.
+        label: (N,) int64.
+        class_counts: Training images of the K classes.
+
+    Returns:
+        A row for each group; none where the largest class has less than ten times the images of the smallest.
+    """
+    count = np.asarray(class_counts)
+    if count.max() < IMBALANCED * count.min():
+        return []
+    of = {"many": count > 100, "medium": (count >= 20) & (count <= 100), "few": count < 20}
+    groups = [(name, int(classes.sum()), right[classes[label]]) for name, classes in of.items()]
+    return [{"shots": name, "classes": k, "images": len(of), **accuracy(of)} for name, k, of in groups if len(of)]
 
 
 def accuracy(right: np.ndarray) -> dict[str, float]:

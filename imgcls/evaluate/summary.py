@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from imgcls.evaluate.accuracy import accuracy, by_class, mean_of, slices, top_k
+from imgcls.evaluate.accuracy import accuracy, by_class, mean_of, shots, slices, top_k
 from imgcls.evaluate.calibration import (
     BINS,
     brier_score,
@@ -22,6 +22,7 @@ NOTE = (
     "Each class against all others. Means over classes leave out those without a test image, which have no scores. "
     "A class that was never predicted has precision 0. Intervals are 95 % ones (Wilson)."
 )
+SHOTS_NOTE = "Classes by their number of training images: many, above 100; medium, 20 to 100; few, below 20."
 SLICES_NOTE = "Each interval is a 95 % one by itself: of twenty slices, expect one to be off by chance alone."
 
 
@@ -31,6 +32,7 @@ def evaluation(
     class_names: Sequence[str],
     columns: Mapping[str, Sequence[str]],
     temperature: float = 1.0,
+    class_counts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Scores under `metrics`; tables of classes, bins of confidence, coverages and slices.
 
@@ -40,14 +42,17 @@ def evaluation(
         class_names: Of the K classes.
         columns: What else is known of each image, N values by the column's name.
         temperature: Where it is not 1, calibrated bins and scores are added.
+        class_counts: Training images of the K classes, if that is known; where they differ much, accuracies by it.
     """
     probability = softmax(logits.astype(np.float64), 1)
     confidence, right = probability.max(1), probability.argmax(1) == label
     classes, risk = by_class(probability, label), risk_by_coverage(confidence, right)
     scores, bins = _calibration(logits, label)
+    by_shots = [] if class_counts is None else shots(right, label, class_counts)
     metrics = {
         **accuracy(right),
         **{f"top{k}": top_k(logits, label, k) for k in (3, 5) if k < logits.shape[1]},
+        **{f"acc_{row['shots']}{end}": row[f"acc{end}"] for row in by_shots for end in ("", "_low", "_high")},
         "balanced_acc": mean_of(classes["recall"]),
         **{name: mean_of(classes[name]) for name in MEANS},
         **scores,
@@ -66,6 +71,8 @@ def evaluation(
             {"coverage": n / len(label), "risk": float(risk[n - 1])}
             for n in sorted({covered(len(label), p) for p in range(1, 101)})
         ],
+        "shots": by_shots,
+        "shots_note": SHOTS_NOTE,
         "slices": slices(right, columns),
         "slices_note": SLICES_NOTE,
     }

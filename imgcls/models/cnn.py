@@ -1,6 +1,7 @@
 from torch import Tensor, nn
 
 from imgcls.models.base import Backbone
+from imgcls.models.weights import load_weights
 
 
 class CNN(Backbone):
@@ -15,10 +16,17 @@ class CNN(Backbone):
         depth: Number of convolutions.
         width: Channels of the first stage.
         layers_per_stage: Convolutions before each pooling.
+        weights: A file to start from, such as another run's checkpoints/best.ckpt; `none`: random weights.
     """
 
     def __init__(
-        self, channels: int, image_size: int, depth: int = 6, width: int = 32, layers_per_stage: int = 2
+        self,
+        channels: int,
+        image_size: int,
+        depth: int = 6,
+        width: int = 32,
+        layers_per_stage: int = 2,
+        weights: str = "none",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -31,6 +39,8 @@ class CNN(Backbone):
             channels = width
         self.layers = nn.Sequential(*layers)
         self.num_features = width
+        if weights != "none":
+            load_weights(self, weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, H, W)."""

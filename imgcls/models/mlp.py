@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from imgcls.models.base import Backbone
+from imgcls.models.weights import load_weights
 
 
 class MLP(Backbone):
@@ -13,10 +14,16 @@ class MLP(Backbone):
         image_size: Side of an image in pixels.
         hidden: Width of each hidden layer.
         dropout: After each hidden layer.
+        weights: A file to start from, such as another run's checkpoints/best.ckpt; `none`: random weights.
     """
 
     def __init__(
-        self, channels: int, image_size: int, hidden: Sequence[int] = (512, 256), dropout: float = 0.0
+        self,
+        channels: int,
+        image_size: int,
+        hidden: Sequence[int] = (512, 256),
+        dropout: float = 0.0,
+        weights: str = "none",
     ) -> None:
         super().__init__()
         widths = [channels * image_size**2, *hidden]
@@ -27,6 +34,8 @@ class MLP(Backbone):
             )
         )
         self.num_features = widths[-1]
+        if weights != "none":
+            load_weights(self, weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, H, W) of the size given at the start."""

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.models.base import Backbone
+from imgcls.models.weights import load_weights
 
 
 class Block(nn.Module):
@@ -38,9 +39,17 @@ class ResNet(Backbone):
         image_size: Side of an image in pixels; up to 64 the stem keeps the resolution.
         blocks: Number of blocks of each stage; stages after the first halve the image and double the width.
         width: Channels of the first stage.
+        weights: A file to start from, such as another run's checkpoints/best.ckpt; `none`: random weights.
     """
 
-    def __init__(self, channels: int, image_size: int, blocks: Sequence[int] = (2, 2, 2), width: int = 32) -> None:
+    def __init__(
+        self,
+        channels: int,
+        image_size: int,
+        blocks: Sequence[int] = (2, 2, 2),
+        width: int = 32,
+        weights: str = "none",
+    ) -> None:
         super().__init__()
         kernel, stride = (3, 1) if image_size <= 64 else (7, 2)
         stem: list[nn.Module] = [
@@ -60,6 +69,8 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if weights != "none":
+            load_weights(self, weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, H, W)."""

@@ -90,7 +90,7 @@ def no_download(name: str, error: Exception) -> UserError:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"--model.backbone.weights {path}: there is no such file (nor is it 'default' or 'none')")
+        raise UserError(f"--model.backbone.weights {path}: there is no such file; it takes a file, none, or default")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

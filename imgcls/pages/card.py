@@ -11,6 +11,8 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
 from imgcls.system.files import read_json
 
+NO_FINGERPRINT = ("class", "class_names", "class_counts", "images")
+
 
 def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
     """Metadata of a run's exported model, each value a text; other values are written as JSON.
@@ -27,7 +29,7 @@ def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
         "run": "/".join(run.path.resolve().parts[-2:]),
         "date": date.today().isoformat(),
         "git_commit": git and git["commit"] + (" with uncommitted changes" if git["dirty"] else ""),
-        "data_fingerprint": {k: v for k, v in data.items() if k not in ("class", "class_names", "images")},
+        "data_fingerprint": {k: v for k, v in data.items() if k not in NO_FINGERPRINT},
         "class_names": data["class_names"],
         **{k: options["data"][k] for k in ("image_size", "channels", "mean", "std", "interpolation")},
         "resize": resize,

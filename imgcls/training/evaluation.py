@@ -17,7 +17,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.record import add_summary
 from imgcls.runs.temperature import temperature, write_calibration
-from imgcls.system.files import write_json
+from imgcls.system.files import read_json, write_json
 from imgcls.training.loggers import log_figures, wandb_loggers
 from imgcls.training.outputs import Outputs, gather
 from imgcls.training.robustness import Robustness
@@ -61,7 +61,8 @@ class Evaluation(Callback):
         source = data.parts["test"][0]
         columns = {name: [values[i] for i in predicted.index] for name, values in source.columns.items()}
         scaled_by = temperature(self.run, checkpoint) if checkpoint else 1.0
-        found = evaluation(predicted.logits, predicted.label, data.class_names, columns, scaled_by)
+        counts = read_json(self.run.environment).get("data", {}).get("class_counts")
+        found = evaluation(predicted.logits, predicted.label, data.class_names, columns, scaled_by, counts)
         write_json(self.run.evaluation, found)
         scores = {f"test/{name}": value for name, value in found["metrics"].items()}
         add_summary(self.run, scores, instead_of="test/")  # calibrated ones of other weights go
