@@ -279,13 +279,19 @@ def test_runs_on_splits_of_the_images_are_pooled(imgcls):
                 config["data"]["init_args"] |= {"split_seed": fold, "value_range": [[0, 100 + fold]]}
                 (run / "config.yaml").write_text(yaml.safe_dump(config))
                 facts = json.loads((run / "environment.json").read_text())
-                facts["data"] |= {"test": f"part {fold}", "images": {"train": 300, "test": 100}}
+                facts["data"] |= {"test": f"part {fold}", "images": {"train": 300, "val": 30}}
                 (run / "environment.json").write_text(json.dumps(facts))
+                scores = json.loads((run / "metrics.json").read_text())
+                (run / "metrics.json").write_text(json.dumps(scores | {"test/f1": scores["test/acc"]}))
     for words in ((), ("--over", "data.split_seed")):  # found by itself, or named
         code, out, err = imgcls("compare", "runs", "--json", "c.json", *words)
         assert code == 0 and "better" in out and "pooled over data.split_seed" in out, err
         (row,) = (row for row in json.loads(Path("c.json").read_text())["groups"] if "verdict" in row)
         assert row["method"] == "t-test over test images and 4 splits" and len(row["scores"]) == 8
+    code, out, err = imgcls("compare", "runs", "--json", "c.json", "--metric", "test/f1")
+    base, other = json.loads(Path("c.json").read_text())["groups"]
+    means = [np.reshape(group["scores"], (2, 4)).mean(0) for group in (other, base)]  # by seed, then by split
+    assert other["p_value"] == pytest.approx(compare_splits(*means, 100 / 300).p_value), "of what was tested"
     for path in Path("runs").rglob("test.npz"):
         path.unlink()
     code, out, err = imgcls("compare", "runs", "--json", "c.json")

@@ -24,8 +24,8 @@ backbones, balancing, cleaned_labels and data_hunger are asked likewise. All arm
 or `--config configs/model/timm.yaml --model.backbone.name=NAME` for one of timm's. A question is a folder with a YAML
 file for each arm, which says what that arm changes: to ask another one, copy a folder and edit it.
 
-Images that are nearly the same must not lie in two folds. `audit` finds them, and its table keeps them together: ask with
-`--config configs/data/table.yaml --data.table=audit/clean.csv --data.group_column=group --data.split_column=none`.
+Images that are nearly the same must not lie in two folds. `audit` finds them, and its table keeps them together: ask
+with `--config configs/data/table.yaml --data.table=audit/clean.csv --data.group_column=group --data.split_column=none`.
 """
 
 

@@ -78,7 +78,7 @@ def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
         ours, theirs = group.by_split(metric), base.by_split(metric)
         pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
         scores = [[_mean(side, metric) for side in sides] for sides in zip(*pairs, strict=True)] or [[], []]
-        return compare_splits(scores[0], scores[1], _ratio(group), _images(pairs, metric))
+        return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric))
     tested = tested_on(metric)
     pair = shared_images(group, base, tested) if tested else None
     return compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
@@ -90,7 +90,7 @@ def mean_of(group: Group, metric: str) -> Estimate:
         return mean_over_seeds(group.scores(metric))
     splits = group.by_split(metric).values()
     images = _images([(runs, []) for runs in splits], metric)
-    return mean_over_splits([_mean(runs, metric) for runs in splits], _ratio(group), images)
+    return mean_over_splits([_mean(runs, metric) for runs in splits], _ratio(group, metric), images)
 
 
 def _mean(runs: Sequence[Run], metric: str) -> float:
@@ -114,10 +114,15 @@ def _images(splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], metric: str) 
     return found if len(data) == 1 else None
 
 
-def _ratio(group: Group) -> float:
-    """Test images to training images of a split."""
-    sizes = [run.environment.get("data", {}).get("images", {}) for run in group.runs]
-    ratios = [one.get("test", one.get("val", 0)) / one["train"] for one in sizes if one.get("train")]
+def _ratio(group: Group, metric: str) -> float:
+    """Images that the metric is measured on to training images of a split."""
+    name, ratios = metric.partition("/")[0], []
+    for run in group.runs:
+        sizes = run.environment.get("data", {}).get("images", {})
+        test = None if name == "val" else run.tested(name) or run.tested()  # variations are of test images
+        measured_on = len(test.label) if test else sizes.get(name, sizes.get("test", sizes.get("val", 0)))
+        if sizes.get("train"):
+            ratios.append(measured_on / sizes["train"])
     if not ratios:
         raise UserError(f"{group.runs[0].folder.environment}: does not say how many images each part has")
     return float(np.mean(ratios))
