@@ -90,7 +90,8 @@ def no_download(name: str, error: Exception) -> UserError:
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise UserError(f"--model.backbone.weights {path}: there is no such file; it takes a file, none, or default")
+        takes = "this network has none of its own" if str(path) == "default" else "there is no such file"
+        raise UserError(f"--model.backbone.weights {path}: {takes}; give a file, none, or, of a pre-trained one, default")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
