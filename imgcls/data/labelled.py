@@ -28,6 +28,8 @@ class LabelledSet(ImageDataModule):
             without them, and so does `mistake`: the test counts them, as none of them can be predicted right.
     """
 
+    has_bands = True
+
     def __init__(
         self,
         data: ImageDataModule,
@@ -36,6 +38,7 @@ class LabelledSet(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.set_channels(None)
         self.data, self.class_names, self.unknown_classes = data, list(class_names), unknown_classes
 
     def prepare_data(self) -> None:  # noqa: D102

@@ -16,7 +16,8 @@ from PIL import Image
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
 from imgcls.errors import UserError, one_line, user_error
-from imgcls.images.decode import ResizeCrop, decode_file, decode_upright, reading, stack
+from imgcls.images.arrays import Bands, bands_last, decode_bands
+from imgcls.images.decode import ResizeCrop, decode_upright, reading, stack
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json
@@ -64,7 +65,8 @@ class LoadedRun:
         """Class names and probabilities, the same that the command `predict` writes.
 
         Args:
-            images: Paths of image files, PIL images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4), of any size.
+            images: Paths of image files, PIL images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4), of any size; of a
+                run on bands paths, or arrays (H, W, C) or (C, H, W) of all bands, of its files' kind of numbers.
             batch_size: Images of one pass.
 
         Raises:
@@ -74,16 +76,25 @@ class LoadedRun:
         probability = [np.empty((0, len(self.class_names)), np.float32)]
         for first in range(0, len(images), batch_size):
             some = images[first : first + batch_size]
-            batch = stack((_pixels(image, resize_crop) for image in some), len(some))
+            batch = stack((self._pixels(image, resize_crop) for image in some), len(some))
             logits = self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype))
             probability.append((logits.double() / scaled_by).softmax(1).float().cpu().numpy())
         found = np.concatenate(probability)
         return Predicted([self.class_names[k] for k in found.argmax(1)], found)
 
+    def _pixels(self, image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
+        if isinstance(image, str | Path):
+            return self.prepare.file_source(Path(), [str(image)], np.array([-1])).images([0], resize_crop)[0]
+        if self.prepare.bands is None or self.prepare.num_bands is None:
+            return _photo(image, resize_crop)
+        if not isinstance(image, np.ndarray):
+            raise UserError("predict: the run knows images of bands; give paths, or arrays of all bands")
+        with reading(str, "predict: an array"):
+            bands = Bands(tuple(self.prepare.bands), self.prepare.num_bands)
+            return decode_bands(bands_last(image), bands, resize_crop)
 
-def _pixels(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
-    if isinstance(image, str | Path):
-        return decode_file(Path(image), resize_crop)
+
+def _photo(image: Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] not in (3, 4):
             raise UserError(
