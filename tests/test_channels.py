@@ -277,7 +277,7 @@ def test_a_run_of_bands_goes_everywhere(run, fields, imgcls):
     code, out, err = imgcls("preview", "--config", run / "config.yaml", "--out", "preview.png", "--count=2")
     assert code == 0, err
     code, out, err = imgcls("pack", "--config", run / "config.yaml", "--out", "pack")
-    assert code == 2 and "bands" in err
+    assert code == 2 and "a pack holds photos" in err
 
 
 def test_a_run_of_bands_is_taken_up_again(run, imgcls):

@@ -18,15 +18,8 @@ from imgcls.images.sources import FileSource, Source
 log = logging.getLogger(__name__)
 # options that say how images are prepared: what images from elsewhere share with a run
 PREPARATION = (
-    "image_size",
-    "channels",
-    "mean",
-    "std",
-    "interpolation",
-    "crop_fraction",
-    "value_range",
-    "bands",
-    "num_bands",
+    *("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "value_range"),
+    *("bands", "num_bands"),
 )
 TABLES = (".txt", ".csv", ".tsv", ".parquet")
 

@@ -25,10 +25,9 @@ with suppress(ImportError):  # an extra
     register_heif_opener()
 
 Interpolation = Literal["bilinear", "bicubic"]
-EXTENSIONS = frozenset(
-    ".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif .heic .heif .npy .npz".split()
-)
+PHOTOS = frozenset(".bmp .gif .jpeg .jpg .jp2 .pbm .pgm .png .ppm .tif .tiff .webp .avif .jfif .heic .heif".split())
 ARRAYS = frozenset((".npy", ".npz"))  # see `imgcls.images.arrays`
+EXTENSIONS = PHOTOS | ARRAYS
 PAGED = frozenset(".gif .png .tif .tiff .webp .avif .heic .heif".split())  # an image may have pages or frames
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 LARGE = 1024  # pixels of the shorter side
