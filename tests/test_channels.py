@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import kornia.augmentation as K  # noqa: N812
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,12 @@ import yaml
 from PIL import Image
 
 import imgcls as package
+from imgcls.augment.color import ColorJitter
+from imgcls.augment.crop import RandomResizedCrop
+from imgcls.augment.erasing import RandomErasing
+from imgcls.augment.mixing import CutMix, MixUp
+from imgcls.augment.pipeline import PER_CHANNEL, OneOf, Pipeline
+from imgcls.augment.policy import AugMix, AutoAugment, Policy, RandAugment, ThreeAugment, TrivialAugmentWide
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
 from imgcls.data.table import TableData
@@ -192,8 +199,8 @@ def test_another_number_of_bands_is_named_or_skipped(tmp_path):
     [
         ({"bands": [0, 5]}, "bands: .* is not a list of bands from 0 to 4"),
         ({"bands": [-1]}, "bands: .* from 0 to 4"),
-        ({"channels": 4}, "channels: 4, but images have 5 bands; --data.bands chooses some"),
-        ({"channels": 0}, "channels: 0 is not a positive number"),
+        ({"channels": 4}, "4, but images have 5 bands; --data.bands chooses some"),
+        ({"channels": 0}, "0 is not a positive number"),
         ({"mean": [0.1, 0.2]}, "mean: 2 values for 5 channels"),
     ],
 )
@@ -203,7 +210,7 @@ def test_options_that_bands_contradict(options, words, fields):
 
 
 def test_only_files_have_bands(photos):
-    for options, words in (({"bands": [0]}, "bands: "), ({"channels": 5}, "channels: 5 is not 1 or 3")):
+    for options, words in (({"bands": [0]}, "bands: "), ({"channels": 5}, "5 is not 1 or 3")):
         with pytest.raises(UserError, match=words):
             SampleData(**options)
     with pytest.raises(UserError, match="5, but images have 3 bands"):
@@ -261,7 +268,7 @@ def test_a_run_keeps_bands_and_ranges(run, fields, imgcls):
             loaded.predict([odd])
 
 
-def test_a_run_of_bands_goes_everywhere(run, fields, imgcls):
+def test_a_run_of_bands_goes_everywhere(run, fields, imgcls, monkeypatch):
     pytest.importorskip("onnxruntime")
     assert imgcls("test", "--run", run, *QUIET)[0] == 0
     code, out, err = imgcls("test", "--run", run, f"--data.root={fields}", *QUIET, "--robustness=true")
@@ -272,6 +279,13 @@ def test_a_run_of_bands_goes_everywhere(run, fields, imgcls):
 
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape[1] == 5
+    code = Path("model.md").read_text().split("```python\n")[1].split("```")[0]
+    image, of = fields / "wood" / "02.npy", {}
+    monkeypatch.setattr(sys, "argv", ["classify.py", str(image)])
+    exec(code, {"print": lambda line: of.update([line.split()[::-1]])})
+    np.testing.assert_allclose(
+        [float(of[name]) for name in ("field", "wood")], package.load(run).predict([image]).probability[0], atol=2e-3
+    )
     code, out, err = imgcls("explain", "--run", run)
     assert code == 0, err
     code, out, err = imgcls("preview", "--config", run / "config.yaml", "--out", "preview.png", "--count=2")
@@ -291,11 +305,110 @@ def test_a_run_of_bands_is_taken_up_again(run, imgcls):
 
 
 def test_audit_tells_bands_apart(tmp_path, imgcls):
+    """Images that look alike where they are shown, but are others, are no copies."""
     root = write_bands(tmp_path / "fields", 12)
     values = bands(0, 0)
-    values[..., 4] += 1e4  # what is shown is the same
+    values[..., 4] += 1e4
     np.save(root / "wood" / "00.npy", values)
-    np.save(root / "wood" / "01.npy", bands(1, 2))
-    code, out, err = imgcls("audit", "--config", ROOT / "configs/data/folder.yaml", f"--data.root={root}", "--out", "a")
-    assert code == 0, err
-    assert Path("a").exists()
+    np.save(root / "wood" / "01.npy", np.moveaxis(bands(0, 2), 2, 0))
+    words = ["--config", ROOT / "configs/data/folder.yaml", f"--data.root={root}", "--out", "audit"]
+    ranges = ",".join(f"[{-3 * 10**k},{3 * 10**k}]" for k in range(5))
+    assert imgcls("audit", *words, f"--data.value_range=[{ranges}]", "--data.bands=[0,1,2,3,4]")[0] == 0
+    found = json.loads(Path("audit/audit.json").read_text())
+    assert found["modes"] == {"5 × float32": 24} and found["found"]["two_labels"] == 2  # the other pair
+
+
+# ---- augmentation ----
+
+FIVE = torch.rand(4, 5, 24, 24, generator=torch.Generator().manual_seed(0))
+LABEL = torch.tensor([0, 1, 0, 1])
+PARAMETERS = {
+    K.RandomBrightness: {"brightness": (0.5, 1.5)},
+    K.RandomContrast: {"contrast": (0.5, 1.5)},
+    K.RandomGamma: {"gamma": (0.5, 1.5)},
+    K.RandomGaussianBlur: {"kernel_size": (3, 3), "sigma": (0.5, 1.0)},
+    K.RandomMotionBlur: {"kernel_size": 3, "angle": 20.0, "direction": 0.5},
+    K.RandomSolarize: {"thresholds": 0.1},
+    K.RandomFisheye: dict.fromkeys(("center_x", "center_y", "gamma"), torch.tensor([0.1, 0.3])),
+}
+
+
+@pytest.mark.parametrize("kind", [of for of in PER_CHANNEL if "Base" not in of.__name__], ids=lambda of: of.__name__)
+def test_operations_of_kornia_that_are_let_through_do_the_same_to_each_channel(kind):
+    operation = kind(**PARAMETERS.get(kind, {}), p=1.0)
+    Pipeline([operation]).check_channels(5)
+    if kind is K.RandomGaussianNoise:  # anew for each value
+        noise = (operation(FIVE) - FIVE).permute(1, 0, 2, 3).flatten(1)
+        assert (noise.std(1) > 0.1).all() and noise.corrcoef().sub(torch.eye(5)).abs().max() < 0.1
+        return
+    changed = operation(FIVE)
+    for channel in range(5):
+        alone = operation(FIVE[:, channel : channel + 1], params=operation._params)
+        torch.testing.assert_close(changed[:, channel : channel + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "operation, named",
+    [
+        (ColorJitter(), "the saturation of ColorJitter, the hue of ColorJitter"),
+        (K.ColorJitter(0.1, 0.1, 0.0, 0.1), "the hue of ColorJitter"),
+        (TrivialAugmentWide(), "the color of TrivialAugmentWide"),
+        (AutoAugment(), "the color of AutoAugment"),
+        (RandAugment(), "the color of RandAugment"),
+        (ThreeAugment(), "the color of ThreeAugment"),
+        (OneOf([MixUp(), Pipeline([K.RandomGrayscale()])]), "Kornia's RandomGrayscale"),
+        (K.AugmentationSequential(K.RandomInvert(), K.RandomHue()), "Kornia's RandomHue"),
+        (K.auto.RandAugment(1, 5), "Kornia's RandAugment"),
+        (RandomErasing(value=[0.1, 0.2, 0.3]), "RandomErasing of 3 values"),
+    ],
+    ids=lambda of: type(of).__name__,
+)
+def test_operations_on_colours_are_refused_before_the_first_step(operation, named, fields):
+    augment = Pipeline([operation])
+    with pytest.raises(UserError) as error:
+        FolderData(root=str(fields), augment=augment, num_workers=0).setup("fit")
+    assert str(error.value).startswith(
+        f"--data.augment: not defined for 5 channels: {named}; leave such operations out"
+    )
+    for channels in (1, 3):
+        augment.check_channels(channels)
+
+
+def test_brightness_and_contrast_of_any_number_of_channels():
+    jitter = ColorJitter(brightness=[0.5, 0.5], contrast=[0.5, 0.5], saturation=0, hue=0, p=1)
+    Pipeline([jitter]).check_channels(5)
+    plan = jitter.plan_of(torch.tensor([[0.5, 0.5, 1, 0]]).expand(4, 4), [0, 1], 5)
+    darker = FIVE / 2
+    expected = darker / 2 + darker.mean((1, 2, 3), keepdim=True) / 2
+    torch.testing.assert_close(jitter.steps(FIVE, plan), expected)
+
+
+@pytest.mark.parametrize("side", [24, 96])
+def test_a_policy_of_defined_operations_does_the_same_to_each_channel(side):
+    """Of five channels, the first three are changed as they are alone."""
+    image = (torch.rand(6, 5, side, side) * 255).byte()
+    policy = Equalized()
+    policy.check_channels(5)
+    changed = policy(image, LABEL)[0]
+    assert not torch.equal(changed, image)
+    assert torch.equal(changed[:, :3], policy(image[:, :3], LABEL)[0])
+    assert torch.equal(changed[:, 4:], policy(image[:, 4:], LABEL)[0])
+
+
+class Equalized(Policy):
+    """Equalises every image, then stretches it."""
+
+    names = ("equalize", "autocontrast", "posterize")
+
+    def sample(self, shape):
+        choice = torch.arange(2).repeat(shape[0], 1)
+        return {"choice": choice, "value": choice.float()}, shape
+
+
+def test_geometry_and_mixing_of_five_channels(fields):
+    operations = [RandomResizedCrop(), K.RandomHorizontalFlip(), K.RandomRotation(20.0), AugMix()]
+    operations += [RandomErasing(value=[0.1] * 5), OneOf([MixUp(), CutMix()])]
+    data = data_of(fields, augment=Pipeline(operations))
+    batch = next(iter(data.train_dataloader()))
+    image, label = data.prepare(batch["image"], batch["label"])
+    assert image.shape == (64, 5, 16, 16) and image.isfinite().all() and label.shape == (64, 2)

@@ -185,6 +185,7 @@ class ImageDataModule(DeviceBatches, ABC):
         if stage in ("test", "predict") and "test" not in self.parts:
             self.parts["test"] = self._test_part()
         if self.augment is not None:
+            self.augment.check_channels(self.channels)
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         parts = {part: self.parts[part] for part in needed.get(stage, ("test",))}

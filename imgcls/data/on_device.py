@@ -133,4 +133,4 @@ class DeviceBatches(LightningDataModule):
 def _as_range(known: Sequence[float] | Sequence[Sequence[float]] | str | None) -> ValueRange | None:
     if known is None or isinstance(known, str):
         return None
-    return tuple(of if isinstance(of, float | int) else (of[0], of[1]) for of in known)  # type: ignore[return-value]
+    return tuple(of if isinstance(of, float | int) else (of[0], of[1]) for of in known)  # type: ignore[misc]

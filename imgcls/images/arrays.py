@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import SAMPLESPERPIXEL, TiffImageFile
 from torch import Tensor
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, printable
 from imgcls.images.boxes import BoxOf, bounded, crop_resize, scaled
 from imgcls.images.decode import (
     ARRAYS,
@@ -84,7 +84,7 @@ def read_bands(path: Path) -> np.ndarray:
     if path.suffix.lower() in ARRAYS:
         values = _array(content)
     elif content.startswith(TIFF):
-        values = _tiff(content)
+        values = _tiff(path, content)
     else:
         with opened(content) as image:
             deep = deep_values(image)
@@ -222,11 +222,12 @@ def _array(content: bytes) -> np.ndarray:
     return bands_last(found)
 
 
-def _tiff(content: bytes) -> np.ndarray:
+def _tiff(path: Path, content: bytes) -> np.ndarray:
     try:
         from tifffile import TiffFile
     except ImportError as error:
-        raise UserError("TIFF files of several bands need the package tifffile: pip install 'imgcls[tiff]'") from error
+        reason = f"{printable(str(path))}: TIFF of several bands needs the package tifffile"
+        raise UserError(f"{reason}: pip install 'imgcls[tiff]'") from error
     with TiffFile(io.BytesIO(content)) as file:
         series = file.series[0]
         values, axes = series.asarray(), series.axes
