@@ -20,6 +20,7 @@ from imgcls.augment.mixing import CutMix, MixUp
 from imgcls.augment.pipeline import PER_CHANNEL, OneOf, Pipeline
 from imgcls.augment.policy import AugMix, AutoAugment, Policy, RandAugment, ThreeAugment, TrivialAugmentWide
 from imgcls.data.folder import FolderData
+from imgcls.data.labelled import LabelledSet
 from imgcls.data.sample import SampleData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
@@ -166,7 +167,7 @@ def test_each_channel_has_its_own_range(fields, messages):
     assert data_of(fields, value_range=[-5, 5]).resize_crop("val").value_range == (-5, 5)
     given = [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert data_of(fields, value_range=given).resize_crop("val").value_range == tuple(map(tuple, given))
-    with pytest.raises(UserError, match="value_range: 2 ranges for 5 channels"):
+    with pytest.raises(UserError, match=r"value_range: .* is not \[low, high\] or a list of 5 such pairs"):
         FolderData(root=str(fields), value_range=given[:2])
 
 
@@ -197,7 +198,7 @@ def test_another_number_of_bands_is_named_or_skipped(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"bands": [0, 5]}, "bands: .* is not a list of bands from 0 to 4"),
+        ({"bands": [0, 5]}, "bands: .* is not a list of numbers from 0 to 4"),
         ({"bands": [-1]}, "bands: .* from 0 to 4"),
         ({"channels": 4}, "4, but images have 5 bands; --data.bands chooses some"),
         ({"channels": 0}, "0 is not a positive number"),
@@ -209,13 +210,26 @@ def test_options_that_bands_contradict(options, words, fields):
         FolderData(root=str(fields), **options)
 
 
-def test_only_files_have_bands(photos):
-    for options, words in (({"bands": [0]}, "bands: "), ({"channels": 5}, "5 is not 1 or 3")):
-        with pytest.raises(UserError, match=words):
-            SampleData(**options)
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"bands": [0]}, r"bands: \[0\] is not for images that are no files"),
+        ({"num_bands": 5}, "num_bands: 5 is not for images that are no files"),
+        ({"channels": 5}, "channels: 5 is not 1 or 3"),
+        ({"value_range": [[0, 1]]}, r"value_range: .* is not \[low, high\]"),
+    ],
+)
+def test_only_files_have_bands(options, words):
+    with pytest.raises(UserError, match=words):
+        SampleData(**options)
+
+
+def test_photos_have_bands_if_asked_for(photos):
     with pytest.raises(UserError, match="5, but images have 3 bands"):
         FolderData(root=str(photos), channels=5)
-    data = data_of(photos, bands=[2, 0])  # of photos too, if asked for
+    with pytest.raises(UserError, match="these images have 3 bands, unlike those"):
+        LabelledSet(FolderData(root=str(photos), bands=[0]), ["red fox"])
+    data = data_of(photos, bands=[2, 0])
     rgb = data_of(photos)
     (source, index), frame = data.parts["val"], data.resize_crop("val")
     own = rgb.parts["val"][0].images(index, rgb.resize_crop("val"))[:, [2, 0]]

@@ -60,31 +60,34 @@ class Asked:
         """
         wanted, (native, mean, std) = self.channels, self.native
         check(wanted is None or wanted > 0, "channels", wanted, "a positive number")
+        if files is None:
+            ours = "bands" if self.bands is not None else "num_bands"
+            check(self.bands is self.num_bands is None, ours, getattr(self, ours), "for images that are no files")
         total = self.num_bands
         if total is None and files is not None:
             total = first_total(files, self.bands is not None or wanted not in (None, 1, PHOTO))
-        if total is None:
-            check(not self.bands, "bands", self.bands, "known here: only files of a folder or a table have bands")
-            check(wanted in (None, 1, PHOTO), "channels", wanted, "1 or 3, as photos have")
-            count = wanted or native
-            self._check_ranges(1)
-            mean, std = self.mean or mean, self.std or std
-            return Channels(count, per_channel("mean", mean, count), per_channel("std", std, count))
+        bands = None if total is None else self._bands(total)
+        count = len(bands.chosen) if bands else native
+        if bands or native not in (1, PHOTO):
+            photo = wanted == PHOTO != count
+            if photo:
+                log.info(f"images have {count} channels of their own, and no mean and std of photos")
+            elif wanted not in (None, count):
+                raise UserError(f"--data.channels: {wanted}, but images have {count} bands; --data.bands chooses some")
+        else:
+            photo, count = False, wanted or native
+            check(count in (1, PHOTO), "channels", count, "1 or 3, as photos have")
+        ranges = self.value_range
+        if isinstance(ranges, list) and ranges and isinstance(ranges[0], list):
+            each = f" or a list of {count} such pairs" if bands else ""
+            check(len(ranges) == len(bands.chosen if bands else ()), "value_range", ranges, f"[low, high]{each}")
+        of_mean, of_std = (None if photo and of and len(of) == PHOTO else of for of in (self.mean, self.std))
+        return Channels(
+            count, per_channel("mean", of_mean or mean, count), per_channel("std", of_std or std, count), bands
+        )
+
+    def _bands(self, total: int) -> Bands:
         chosen = tuple(range(total) if self.bands is None else self.bands)
         known = bool(chosen) and all(0 <= band < total for band in chosen)
-        check(known, "bands", self.bands, f"a list of bands from 0 to {total - 1}, which the first training file has")
-        count, by_photos = len(chosen), wanted == PHOTO != len(chosen)
-        if by_photos:
-            log.info(f"images have {count} channels, those of the files' bands, and no mean and std of photos")
-        elif wanted not in (None, count):
-            raise UserError(f"--data.channels: {wanted}, but images have {count} bands; --data.bands chooses some")
-        self._check_ranges(count)
-        of_mean, of_std = (None if by_photos and of and len(of) == PHOTO else of for of in (self.mean, self.std))
-        normalised = per_channel("mean", of_mean or mean, count), per_channel("std", of_std or std, count)
-        return Channels(count, *normalised, Bands(chosen, total))
-
-    def _check_ranges(self, count: int) -> None:
-        given = self.value_range
-        if given is not None and not isinstance(given, str) and not isinstance(given[0], float | int):
-            ranges = f"{len(given)} ranges for {count} channels"
-            check(len(given) == count and count > 1, "value_range", ranges, "one of all, or of each band")
+        check(known, "bands", self.bands, f"a list of numbers from 0 to {total - 1}: files have {total} bands")
+        return Bands(chosen, total)

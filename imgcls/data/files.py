@@ -43,7 +43,7 @@ class FilesData(ImageDataModule):
         self, class_names: Sequence[str], table: str | None = None, path_column: str = "path", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.set_channels(None)
+        self.set_channels(())
         self.class_names, self.path_column = list(class_names), path_column
         self.table = Path(table).expanduser() if table else None
 
