@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import kornia.augmentation as K  # noqa: N812
@@ -26,7 +27,7 @@ from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.images.arrays import Bands, as_shown, bands_last, read_bands, to_channels
 from imgcls.images.boxes import whole
-from imgcls.images.decode import ResizeCrop
+from imgcls.images.decode import ResizeCrop, resize_crop_batch
 
 from .conftest import QUIET, ROOT, write_image
 
@@ -182,6 +183,16 @@ def test_what_is_not_finite_becomes_low_and_is_counted(tmp_path, messages):
     for number in range(3):
         image = data.parts["train"][0].images([number], ResizeCrop(5, 1, 0, value_range=data.value_range))[0]
         assert not image[1, :12].any() and image[1, 12:].any() and image[0, :12].any()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_each_band_is_resized_as_a_gray_image(interpolation):
+    frame = ResizeCrop(5, 20, 16, interpolation)
+    image = (torch.rand(2, 5, 40, 36) * 255).byte()
+    found = resize_crop_batch(image, frame)
+    for band in range(5):
+        alone = resize_crop_batch(image[:, band : band + 1].contiguous(), replace(frame, channels=1))
+        assert torch.equal(found[:, band : band + 1], alone)
 
 
 def test_another_number_of_bands_is_named_or_skipped(tmp_path):

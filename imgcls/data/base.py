@@ -18,7 +18,6 @@ from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
 from imgcls.data.splits import FoldPart, SplitOptions, mislabel
 from imgcls.errors import UserError
-from imgcls.images.arrays import BandFiles
 from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
 from imgcls.images.decode import Interpolation, ResizeCrop
@@ -308,7 +307,7 @@ class ImageDataModule(DeviceBatches, ABC):
     def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
         (source, index), own = self.parts[part], self.resize_crop(part)
         every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
-        files = not (go_on or source.in_memory or isinstance(source, ItemSource | BandFiles))
+        files = not (go_on or source.in_memory or self.bands or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         cached = self.caches.cached(source, index, frame)
         crop = None if isinstance(source, FeatureSource) else self._crop
