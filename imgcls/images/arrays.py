@@ -46,7 +46,7 @@ class Bands:
 
 
 def as_shown(image: Tensor) -> Tensor:
-    """Images (…, C, H, W) as a screen shows them, (…, 1 or 3, H, W): the first three channels; of two, and no blue."""
+    """Images (…, C, H, W) as they are shown, (…, 1 or 3, H, W): the first three channels; two are red and green."""
     if image.shape[-3] == 2:
         return torch.cat([image, torch.zeros_like(image[..., :1, :, :])], -3)
     return image[..., :3, :, :]
@@ -55,7 +55,7 @@ def as_shown(image: Tensor) -> Tensor:
 def first_total(files: Iterable[Path], in_any_case: bool) -> int | None:
     """Number of bands of the first file that can be read; None without one, or if it is a photo.
 
-    Photos are all files but NumPy's and TIFF that Pillow does not read, or of which it reads four samples of more.
+    Photos are all files but NumPy's, and TIFF that Pillow does not read or that has more than four samples.
 
     Args:
         files: Tried in this order.

@@ -200,9 +200,7 @@ def opened(image: bytes | Path) -> Iterator[Image.Image]:
             if start[8:] in HEIF_BRANDS and "HEIF" not in Image.OPEN:
                 raise ValueError("it is HEIC: pip install 'imgcls[heif]' reads it") from error
             if start[:6] == b"\x93NUMPY" or start[:4] == b"PK\3\4":
-                raise ValueError(
-                    "it is an array, where the first training image, or --data.bands, says none"
-                ) from error
+                raise ValueError("it is an array or an archive, and no photo, as others are") from error
             if start[:4] in (b"II*\0", b"MM\0*"):
                 raise ValueError("it is TIFF of a kind that is not read; convert it to gray or RGB") from error
             raise

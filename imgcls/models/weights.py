@@ -137,6 +137,8 @@ def _adapt_first_convolution(module: nn.Module, found: dict[str, Tensor]) -> Non
         return
     key = f"{first[0]}.weight"
     wanted, given = first[1].weight, found.get(key)
-    if given is not None and given.ndim == 4 and given.shape[1] != wanted.shape[1]:
+    if given is None or given.ndim != 4 or given[:, 0].shape != wanted[:, 0].shape:
+        return
+    if given.shape[1] != wanted.shape[1]:
         log.info(f"{key}: adapted from {given.shape[1]} to {wanted.shape[1]} channels")
         found[key] = adapt_channels(given, wanted.shape[1])

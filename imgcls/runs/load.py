@@ -15,9 +15,9 @@ from PIL import Image
 
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
-from imgcls.errors import UserError, one_line, user_error
-from imgcls.images.arrays import Bands, bands_last, decode_bands
-from imgcls.images.decode import ResizeCrop, decode_upright, reading, stack
+from imgcls.errors import UserError, one_line, printable, user_error
+from imgcls.images.arrays import Bands, bands_last, decode_bands, read_bands
+from imgcls.images.decode import ResizeCrop, decode_file, decode_upright, reading, stack
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json
@@ -83,15 +83,16 @@ class LoadedRun:
         return Predicted([self.class_names[k] for k in found.argmax(1)], found)
 
     def _pixels(self, image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
-        if isinstance(image, str | Path):
-            return self.prepare.file_source(Path(), [str(image)], np.array([-1])).images([0], resize_crop)[0]
-        if self.prepare.bands is None or self.prepare.num_bands is None:
-            return _photo(image, resize_crop)
-        if not isinstance(image, np.ndarray):
+        chosen, total = self.prepare.bands, self.prepare.num_bands
+        if chosen is None or total is None:
+            return (
+                decode_file(Path(image), resize_crop) if isinstance(image, str | Path) else _photo(image, resize_crop)
+            )
+        if isinstance(image, Image.Image):
             raise UserError("predict: the run knows images of bands; give paths, or arrays of all bands")
-        with reading(str, "predict: an array"):
-            bands = Bands(tuple(self.prepare.bands), self.prepare.num_bands)
-            return decode_bands(bands_last(image), bands, resize_crop)
+        with reading(str, "predict: an array" if isinstance(image, np.ndarray) else printable(str(image))):
+            values = bands_last(image) if isinstance(image, np.ndarray) else read_bands(Path(image))
+            return decode_bands(values, Bands(tuple(chosen), total), resize_crop)
 
 
 def _photo(image: Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
