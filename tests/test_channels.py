@@ -28,6 +28,7 @@ from imgcls.errors import UserError
 from imgcls.images.arrays import Bands, as_shown, bands_last, read_bands, to_channels
 from imgcls.images.boxes import whole
 from imgcls.images.decode import ResizeCrop, resize_crop_batch
+from imgcls.training.distillation import Teacher
 
 from .conftest import QUIET, ROOT, write_image
 
@@ -288,6 +289,11 @@ def test_a_run_keeps_bands_and_ranges(run, fields, imgcls):
     assert code == 0, err
     rows = Path("table.csv").read_text().splitlines()
     assert len(rows) == 41 and sum(row.split(",")[1] == "wood" for row in rows) == 40
+    teacher = Teacher(str(run))
+    teacher.load(["field", "wood"], torch.device("cpu"))
+    assert teacher.logits(torch.rand(2, 5, 16, 16), [0.5] * 5, [0.25] * 5).shape == (2, 2)
+    with pytest.raises(UserError, match="knows images of 5 channels, the data has 3"):
+        teacher.logits(torch.rand(2, 3, 16, 16), [0.5] * 3, [0.25] * 3)
     for odd, words in ((np.zeros((9, 8, 7), "f4"), "7 bands, where 5 are"), (Image.new("RGB", (9, 9)), "give paths")):
         with pytest.raises(UserError, match=words):
             loaded.predict([odd])

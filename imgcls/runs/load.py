@@ -85,9 +85,7 @@ class LoadedRun:
     def _pixels(self, image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
         chosen, total = self.prepare.bands, self.prepare.num_bands
         if chosen is None or total is None:
-            return (
-                decode_file(Path(image), resize_crop) if isinstance(image, str | Path) else _photo(image, resize_crop)
-            )
+            return _photo(image, resize_crop)
         if isinstance(image, Image.Image):
             raise UserError("predict: the run knows images of bands; give paths, or arrays of all bands")
         with reading(str, "predict: an array" if isinstance(image, np.ndarray) else printable(str(image))):
@@ -95,7 +93,9 @@ class LoadedRun:
             return decode_bands(values, Bands(tuple(chosen), total), resize_crop)
 
 
-def _photo(image: Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
+def _photo(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
+    if isinstance(image, str | Path):
+        return decode_file(Path(image), resize_crop)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] not in (3, 4):
             raise UserError(
