@@ -186,6 +186,15 @@ def test_what_is_not_finite_becomes_low_and_is_counted(tmp_path, messages):
         assert not image[1, :12].any() and image[1, 12:].any() and image[0, :12].any()
 
 
+def test_caches_tell_bands_apart(fields, tmp_path):
+    found = []
+    for chosen in ([0, 1], [1, 0], [0, 1]):
+        data = data_of(fields, bands=chosen, value_range=[-30, 30], cache=str(tmp_path / "cache"), batch_size=4)
+        found.append(next(iter(data.val_dataloader()))["image"])
+    assert torch.equal(found[0], found[1].flip(1)) and torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1]) and len({*(tmp_path / "cache").iterdir()}) == 4  # two parts each
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_each_band_is_resized_as_a_gray_image(interpolation):
     frame = ResizeCrop(5, 20, 16, interpolation)
