@@ -16,7 +16,7 @@ from imgcls.models.base import Backbone
 from imgcls.models.cnn import CNN
 from imgcls.models.timm import TimmBackbone
 from imgcls.models.torchvision import TorchvisionBackbone
-from imgcls.models.weights import adapt_channels, load_weights
+from imgcls.models.weights import load_weights, set_channels
 
 from .imagenet_weights import efficientnet_lite0
 
@@ -33,7 +33,7 @@ def build(cls: type[Backbone], channels: int, size: int) -> Backbone:
     return cls(channels, size, **options)
 
 
-@pytest.mark.parametrize("channels, size", [(1, 28), (3, 33), (3, 64)])
+@pytest.mark.parametrize("channels, size", [(1, 28), (3, 33), (3, 64), (5, 64)])
 @pytest.mark.parametrize("cls", backbones(), ids=lambda c: c.__name__)
 def test_a_backbone_keeps_its_contract(cls, channels, size):
     backbone = build(cls, channels, size)
@@ -107,11 +107,38 @@ def test_names_and_sizes_that_do_not_go_are_named(cls):
         cls(3, 28, "inception_v3", "none")
 
 
-def test_gray_images_give_what_three_equal_channels_gave():
-    weight, gray = torch.randn(4, 3, 3, 3), torch.rand(2, 1, 9, 9)
-    rgb = nn.functional.conv2d(gray.expand(-1, 3, -1, -1), weight)
-    torch.testing.assert_close(nn.functional.conv2d(gray, adapt_channels(weight, 1)), rgb)
-    assert adapt_channels(weight, 5).shape == (4, 5, 3, 3)
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 12])
+def test_copied_channels_give_what_gray_gave_before(channels):
+    gray, before = torch.rand(2, 1, 33, 33), TorchvisionBackbone(3, 33, "resnet18", "none").eval()
+    network = before.network
+    expected = before(gray.expand(-1, 3, -1, -1))
+    set_channels("conv1", network.conv1, channels)
+    assert network.conv1.weight.shape == (64, channels, 7, 7) and network.conv1.in_channels == channels
+    torch.testing.assert_close(before(gray.expand(-1, channels, -1, -1)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls, name", [(TorchvisionBackbone, "resnet18"), (TimmBackbone, "tf_efficientnet_lite0")])
+def test_weights_of_other_channels_are_adapted(cls, name, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    gray, five, rgb = torch.rand(2, 1, 64, 64), torch.rand(2, 5, 64, 64), cls(3, 64, name, "none").eval()
+    torch.save(rgb.network.state_dict(), tmp_path / "rgb.pt")
+    adapted = cls(5, 64, name, str(tmp_path / "rgb.pt")).eval()
+    expected = rgb(gray.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(adapted(gray.expand(-1, 5, -1, -1)), expected, rtol=1e-3, atol=1e-4)
+    torch.save(adapted.network.state_dict(), tmp_path / "five.pt")
+    again = cls(5, 64, name, str(tmp_path / "five.pt")).eval()
+    assert torch.equal(again(five), adapted(five))
+    if cls is TimmBackbone:  # what it would download
+        own, create = rgb.network.state_dict(), timm.create_model
+
+        def downloaded(name, pretrained, **options):
+            network = create(name, **options)
+            network.load_state_dict(own)
+            return network
+
+        monkeypatch.setattr(timm, "create_model", downloaded)
+        adapted = cls(5, 64, name).eval()
+        torch.testing.assert_close(adapted(gray.expand(-1, 5, -1, -1)), expected, rtol=1e-3, atol=1e-4)
 
 
 # ---- local weights ----

@@ -7,6 +7,8 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from imgcls.errors import UserError
+
 Parameters = dict[str, Any]
 """Random parameters of a batch, by name: tensors with a row for each image, on the CPU, and plain values."""
 Tree = TypeVar("Tree")
@@ -34,6 +36,25 @@ class Augmentation(nn.Module, ABC):
     def configure(self, size: int, num_classes: int) -> None:
         """Called once by the data module, before the first batch."""
         self.size, self.num_classes = size, num_classes
+
+    def check_channels(self, channels: int) -> None:
+        """Called once by the data module, before the first batch.
+
+        Raises:
+            UserError: An operation is not defined for images of so many channels.
+        """
+        if channels not in (1, 3) and (refused := self.refused(channels)):
+            raise UserError(
+                f"--data.augment: not defined for {channels} channels: {', '.join(dict.fromkeys(refused))}; leave such "
+                "operations out, or choose three bands with --data.bands"
+            )
+
+    def refused(self, channels: int) -> list[str]:
+        """Operations that are not defined for images of so many channels, neither 1 nor 3; by default there are none.
+
+        Those that treat each channel alike are defined, those that take channels for red, green and blue are not.
+        """
+        return []
 
     @abstractmethod
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

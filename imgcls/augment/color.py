@@ -1,6 +1,7 @@
 """Colour operations on float images in [0, 1], each with a factor per image, in few passes over memory.
 
-Shapes: B batch, C channels, H×W pixels. Gray images take brightness and contrast; saturation and hue leave them.
+Shapes: B batch, C channels, H×W pixels. Gray images take brightness and contrast; saturation and hue leave them. So
+do images of other numbers of channels, for which saturation and hue are refused.
 """
 
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ MOVED_33 = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]])  # channels after a m
 
 
 def luma(channels: int) -> Tensor:
-    """Share of each channel in the luma, (C,)."""
-    return torch.tensor(LUMA) if channels == 3 else torch.ones(1)
+    """Share of each channel in the luma, (C,); of bands, which are no colours, equal ones."""
+    return torch.tensor(LUMA) if channels == 3 else torch.full((channels,), 1 / channels)
 
 
 def turn_hue(image: Tensor, plan: Parameters) -> Tensor:
@@ -98,6 +99,11 @@ class ColorJitter(ByImage):
         own = cls()
         own.kornia = operation
         return own
+
+    def refused(self, channels: int) -> list[str]:  # noqa: D102
+        ranges = {"saturation": (self.kornia.saturation, 1), "hue": (self.kornia.hue, 0)}
+        some = (name for name, (of, neutral) in ranges.items() if of not in (0, [neutral] * 2, (neutral,) * 2))
+        return [f"the {name} of ColorJitter" for name in some]
 
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)

@@ -41,6 +41,10 @@ class RandomErasing(ByImage):
         own.kornia = operation
         return own
 
+    def refused(self, channels: int) -> list[str]:  # noqa: D102
+        given = {len(self.value), len(self.std)} - {1, channels}
+        return [f"RandomErasing of {given.pop()} values"] if given else []
+
     def sample(self, shape: torch.Size) -> tuple[Parameters, torch.Size]:  # noqa: D102
         params = self.kornia.forward_parameters(shape)
         chosen_B = params["batch_prob"].reshape(-1) > 0.5

@@ -76,8 +76,8 @@ def equalized(image: np.ndarray, plan: Parameters, number: int) -> np.ndarray:
     """With all values equally frequent, in each channel; those that have almost but one stay as they are."""
     channels = [Image.fromarray(channel) for channel in image]
     # neighbours are often alike, and a processor waits for a sum before it adds to it again: channels take turns
-    picture = Image.merge("RGB", channels) if len(channels) == 3 else channels[0]
-    count_C256 = np.array(picture.histogram()).reshape(-1, 256)
+    pictures = [Image.merge("RGB", channels)] if len(channels) == 3 else channels
+    count_C256 = np.array([picture.histogram() for picture in pictures]).reshape(-1, 256)
     below_C256 = count_C256.cumsum(1) - count_C256
     # all pixels but those of the largest value, in 255 steps
     step_C1 = (below_C256 % image[0].size).max(1, keepdims=True) // 255

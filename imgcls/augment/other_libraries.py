@@ -26,7 +26,7 @@ Counterparts = dict[type, Callable[[Any], Any]]
 def stock_kornia(augment: Augmentation | None, mean: list[float], std: list[float]) -> Way | None:
     """Kornia's own operations on float images; None if one of ours has no counterpart there."""
     operations, mixing = _operations(augment, KORNIA)
-    gray_jitter = len(mean) == 1 and any(isinstance(o, K.ColorJitter) for o in operations or ())
+    gray_jitter = len(mean) != 3 and any(isinstance(o, K.ColorJitter) for o in operations or ())
     if operations is None or gray_jitter:  # Kornia's jitter takes RGB only
         return None
     normalize = K.Normalize(torch.tensor(mean), torch.tensor(std))

@@ -5,6 +5,7 @@ from typing import Any
 
 import kornia.augmentation as K  # noqa: N812
 import torch
+from kornia.augmentation._2d.geometric.base import GeometricAugmentationBase2D
 from kornia.augmentation.container.base import ImageSequentialBase
 from torch import Tensor, nn
 
@@ -15,6 +16,13 @@ from imgcls.augment.mixing import EitherMixing, Mixing, Per, draws
 from imgcls.augment.warp import Warp
 from imgcls.system.allocator import keep_freed_memory
 
+# of Kornia's: what does the same to each channel, whatever their number; some others do nothing then, in silence
+PER_CHANNEL = (
+    *(GeometricAugmentationBase2D, K.RandomElasticTransform, K.RandomFisheye, K.RandomThinPlateSpline),
+    *(K.RandomAutoContrast, K.RandomBrightness, K.RandomClahe, K.RandomContrast, K.RandomEqualize, K.RandomGamma),
+    *(K.RandomInvert, K.RandomPosterize, K.RandomSolarize, K.RandomSharpness, K.RandomGaussianNoise),
+    *(K.RandomBoxBlur, K.RandomGaussianBlur, K.RandomMedianBlur, K.RandomMotionBlur, K.RandomErasing),
+)
 PART = 5 << 19  # bytes: float images that stay in a processor's cache while several operations go over them
 
 
@@ -29,6 +37,9 @@ class Several(Augmentation):
         super().configure(size, num_classes)
         for operation in self.operations:
             operation.configure(size, num_classes)  # type: ignore[operator]
+
+    def refused(self, channels: int) -> list[str]:  # noqa: D102
+        return [name for operation in self.operations for name in operation.refused(channels)]  # type: ignore[operator]
 
 
 class Pipeline(Several):
@@ -133,6 +144,15 @@ class Kornia(Augmentation):
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) float32 in [0, 1]."""
         return self.operation(image), label
+
+    def refused(self, channels: int) -> list[str]:  # noqa: D102
+        return _refused(self.operation)
+
+
+def _refused(operation: nn.Module) -> list[str]:
+    if type(operation) in (K.AugmentationSequential, K.ImageSequential, K.PatchSequential):
+        return [name for child in operation.children() for name in _refused(child)]
+    return [] if isinstance(operation, PER_CHANNEL) else [f"Kornia's {type(operation).__name__}"]
 
 
 class OneOf(Several):

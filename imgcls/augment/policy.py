@@ -28,6 +28,9 @@ class Policy(Sampled):
     on_uint8 = True
     names: tuple[str, ...]
 
+    def refused(self, channels: int) -> list[str]:  # noqa: D102
+        return [f"the color of {type(self).__name__}"] if "color" in self.names else []
+
     def transform(self, image: Tensor, label: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
         """Image (B, C, H, W) uint8, or float32 in [0, 1]; the same shape and dtype."""
         plan = self.plan(parameters, image.shape)

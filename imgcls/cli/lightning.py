@@ -26,6 +26,7 @@ from imgcls.cli.max_epochs import choose_max_epochs
 from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb, kept_messages, show_libraries
 from imgcls.data.base import ImageDataModule
+from imgcls.data.files import PREPARATION
 from imgcls.errors import UserError, refusal, user_error
 from imgcls.runs.environment import without_keys
 from imgcls.runs.folder import RunFolder
@@ -259,7 +260,7 @@ class LightningVerb(LightningCLI, ABC):
         """Text of config.yaml: complete, with what data and weights decided written out."""
         config = self.unresolved
         config.trainer.logger = self.logger_config
-        for fact in ("batch_size", "image_size", "channels", "mean", "std", "interpolation", "crop_fraction"):
+        for fact in ("batch_size", *PREPARATION):
             if fact in config.data.init_args:
                 config.data.init_args[fact] = getattr(self.datamodule, fact)
         for overruled in ("lr", "weight_decay"):  # defaults of the optimiser; the model's own set each group

@@ -18,6 +18,7 @@ from imgcls.errors import UserError
 from imgcls.evaluate.confusion import worst_mistakes
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
+from imgcls.images.arrays import as_shown
 from imgcls.images.sources import Source
 from imgcls.models.base import Stage
 from imgcls.pages.figures import image_grid, save
@@ -79,7 +80,7 @@ def draw_layers(model: Classifier, data: ImageDataModule, device: torch.device, 
     names = list(dict.fromkeys(last_module(stage) for stage in model.backbone.stages()))
     names = [names[round(k * (len(names) - 1) / (LAYERS - 1))] for k in range(LAYERS)] if len(names) > LAYERS else names
     layers = strongest_patches(model.backbone, names, data.normalize(image).to(device), CHANNELS, PATCHES)
-    save(layers_figure(layers, image), path)
+    save(layers_figure(layers, as_shown(image)), path)
     print(f"what {len(layers)} layers respond to: {path}")
 
 
@@ -157,7 +158,7 @@ def class_maps(
         if maps is None:
             return None
         for k, number in enumerate(chosen.tolist()):
-            pictures += [image[k].expand(3, -1, -1), *(overlay(image[k], m) for m in maps[k].cpu())]
+            pictures += [as_shown(image[k]).expand(3, -1, -1), *(overlay(image[k], m) for m in maps[k].cpu())]
             truth = f"is {names[label[k]]}" if label[k] >= 0 else ""
             shown = [f"{names[c]} {probability[k, c]:.2f}" for c in (int(best[k, 0]), int(other[k]))]
             titles += [f"{source.names[number].rpartition('/')[2]}\n{truth}", f"sees\n{shown[0]}", f"or\n{shown[1]}"]

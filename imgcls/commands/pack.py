@@ -94,6 +94,8 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
         raise UserError(f"--out {out}: is not an empty folder; name another")
     if data.label_noise:
         raise UserError("--data.label_noise: a pack holds labels as they are; give it to fit")
+    if data.bands is not None:
+        raise UserError("data: a pack holds photos, and these images have bands; give their files to fit")
     data.caches = Caches("none")
     data.prepare_data()
     for stage in ("fit", "test"):

@@ -10,6 +10,7 @@ from torch import Tensor
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.images.arrays import as_shown
 from imgcls.pages.figures import image_grid, save
 
 VERSIONS = 3
@@ -63,7 +64,7 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
         image = image if image.dtype == torch.uint8 else (image.clamp(0, 1) * 255).round().byte()
         rows.append(image)
         titles += [_title(row, data.class_names) for row in mixed]
-    return torch.cat(rows), titles
+    return as_shown(torch.cat(rows)), titles
 
 
 def _title(label: Tensor, names: list[str]) -> str:

@@ -1,5 +1,4 @@
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +8,12 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from imgcls.augment.base import Augmentation, LoadingCrop
+from imgcls.augment.base import Augmentation
 from imgcls.data.batches import BatchDataset, loader
+from imgcls.data.channels import Asked
 from imgcls.data.encoded import EncodedBatches
 from imgcls.data.on_device import DeviceBatches
-from imgcls.data.options import check_ranges, per_channel, refuse_another_sampler, refuse_other_data
+from imgcls.data.options import check_ranges, refuse_another_sampler, refuse_other_data
 from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
 from imgcls.data.splits import FoldPart, SplitOptions, mislabel
@@ -28,7 +28,6 @@ from imgcls.images.value_range import measured_range
 
 log = logging.getLogger(__name__)
 Parts = dict[Part, tuple[Source, np.ndarray]]
-KEPT = 2.25  # sides of what a cache keeps of a whole image, by those of crops: photos of 500 × 375 stay whole at 224
 
 
 class ImageDataModule(DeviceBatches, ABC):
@@ -55,15 +54,20 @@ class ImageDataModule(DeviceBatches, ABC):
             weights were trained on, else the source's own size, else 224.
         train_size: Side of training images, where it differs: below the test size, objects appear as large in both
             (Touvron et al., Fixing the train-test resolution discrepancy, NeurIPS 2019). Default: image_size.
-        channels: 1 or 3. Default: what the backbone's weights expect, else the source's own number.
+        channels: Any number of bands, 1 or 3 of photos. Default: the bands of files that have any (NumPy's, TIFF), for
+            which 3, as weights expect it, makes way; else what the weights expect, else the source's own number.
         mean: Mean of each channel for normalisation, in 0..1. Default: the weights' own, else the source's.
         std: Standard deviation of each channel, likewise.
         interpolation: How images are resized. Default: as the weights were trained, else bilinear.
         crop_fraction: Share of the resized image's shorter side that the central crop keeps. Default: as the
             weights were trained, else 1.
         value_range: Values that become 0 and 255 of images deeper than 8 bits, linearly, clipped and rounded; images of
-            8 bits stay as they are. Default: measured on the training part, see `measured_range`; a run keeps it.
-            `none`: deeper images are errors, as for a run that was trained on images of 8 bits.
+            8 bits stay as they are. Of bands a list of one such pair for each channel, or one for all; values that are
+            not finite become 0. Default: measured on the training part, see `measured_range`; a run keeps it. `none`:
+            deeper images are errors, as for a run that was trained on images of 8 bits.
+        bands: Which bands of each file are the channels, in this order, by numbers from 0. Default: all of files that
+            have any. Given, or with channels other than 1 and 3, bands of photos and pages of TIFF files count too.
+        num_bands: Bands that each file must have. Default: as the first training file.
         augment: Applied to training batches on the device.
         val_fraction: Share of the training part to validate on, where the source has no validation part; images of
             one group (see `group_column` of tables) never lie in two parts.
@@ -104,12 +108,14 @@ class ImageDataModule(DeviceBatches, ABC):
         batch_size: int | Literal["auto"] = 64,
         image_size: int | None = None,
         train_size: int | None = None,
-        channels: Literal[1, 3] | None = None,
+        channels: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
         crop_fraction: float | None = None,
-        value_range: list[float] | Literal["none"] | None = None,
+        value_range: list[float] | list[list[float]] | Literal["none"] | None = None,
+        bands: list[int] | None = None,
+        num_bands: int | None = None,
         augment: Augmentation | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
@@ -136,12 +142,13 @@ class ImageDataModule(DeviceBatches, ABC):
         self.caches = Caches("none" if decoder == "cuda" else cache)
         self.image_size = image_size or self.native_size or 224
         self.train_size = train_size or self.image_size
-        self.channels = channels or self.native_channels
-        self.mean = per_channel("mean", mean or self.native_mean, self.channels)
-        self.std = per_channel("std", std or self.native_std, self.channels)
+        native = self.native_channels, self.native_mean, self.native_std
+        self._asked = Asked(channels, mean, std, bands, num_bands, value_range, native)
+        if not self.has_bands:
+            self.set_channels(None)
         self.interpolation: Interpolation = interpolation or "bilinear"
         self.crop_fraction, self.augment = crop_fraction or 1.0, augment
-        self.value_range: Sequence[float] | Literal["none"] | None = value_range
+        self.value_range = value_range
         self.split_options, self.label_noise = SplitOptions.of(locals()), label_noise
         self.sampling, self.repeats, self.seed, self.verify_split = sampling, repeats, seed, verify_split
         self.parts: Parts = {}
@@ -177,6 +184,7 @@ class ImageDataModule(DeviceBatches, ABC):
         if stage in ("test", "predict") and "test" not in self.parts:
             self.parts["test"] = self._test_part()
         if self.augment is not None:
+            self.augment.check_channels(self.channels)
             self.augment.configure(self.train_size, self.num_classes)
         needed: dict[str, tuple[Part, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
         parts = {part: self.parts[part] for part in needed.get(stage, ("test",))}
@@ -229,7 +237,7 @@ class ImageDataModule(DeviceBatches, ABC):
         if options.tests_fold and official_test and first:
             log.info(f"fold {options.fold} of {options.folds} is the test part; the official test part is not used")
         if self.value_range is None:
-            self.value_range = measured_range(pool, chosen.train, say=first) or "none"
+            self.value_range = measured_range(pool, chosen.train, first, self.bands is not None) or "none"
         self.parts["train"] = (pool, chosen.train)
         self.parts["val"] = (pool, chosen.val) if official_val is None else (official_val, np.arange(len(official_val)))
         self.fingerprint = {"data": pool.fingerprint(), **chosen.fingerprint()}
@@ -247,17 +255,6 @@ class ImageDataModule(DeviceBatches, ABC):
         if source is None or len(source) == 0:
             raise UserError(f"data: {self.root or type(self).__name__} has no {part} images")
         return source
-
-    def resize_crop(self, part: Part) -> ResizeCrop:
-        """How images of a part are loaded; training images with the augmentation's margin, if it has one."""
-        random = part == "train" and self._crop is not None
-        margin = 1.0 if self.augment is None or part != "train" or random else self.augment.margin
-        crop = round((self.train_size if part == "train" else self.image_size) * margin)
-        known = self.value_range
-        value_range = None if known is None or isinstance(known, str) else (known[0], known[1])
-        resize = math.floor(crop / self.crop_fraction + 1e-6)  # as timm; a fraction stands for whole numbers
-        bound = round(KEPT * crop) if random and self.caches.where != "none" else 0
-        return ResizeCrop(self.channels, resize, crop, self.interpolation, value_range, random, bound)
 
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""
@@ -310,7 +307,7 @@ class ImageDataModule(DeviceBatches, ABC):
     def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
         (source, index), own = self.parts[part], self.resize_crop(part)
         every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
-        files = not (go_on or source.in_memory or isinstance(source, ItemSource))
+        files = not (go_on or source.in_memory or self.bands or isinstance(source, ItemSource))
         kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
         cached = self.caches.cached(source, index, frame)
         crop = None if isinstance(source, FeatureSource) else self._crop
@@ -322,10 +319,6 @@ class ImageDataModule(DeviceBatches, ABC):
                 self._resident[part] = ResidentBatches(dataset, self.num_workers)
             dataset = self._resident[part]
         return loader(dataset, batches, self.num_workers, every_core)
-
-    @property
-    def _crop(self) -> LoadingCrop | None:
-        return None if self.augment is None else self.augment.loading_crop
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

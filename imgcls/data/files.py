@@ -17,7 +17,10 @@ from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
 # options that say how images are prepared: what images from elsewhere share with a run
-PREPARATION = ("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "value_range")
+PREPARATION = (
+    *("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "value_range"),
+    *("bands", "num_bands"),
+)
 TABLES = (".txt", ".csv", ".tsv", ".parquet")
 
 
@@ -34,10 +37,13 @@ class FilesData(ImageDataModule):
         path_column: The column's name.
     """
 
+    has_bands = True
+
     def __init__(
         self, class_names: Sequence[str], table: str | None = None, path_column: str = "path", **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        self.set_channels(())
         self.class_names, self.path_column = list(class_names), path_column
         self.table = Path(table).expanduser() if table else None
 
@@ -45,7 +51,7 @@ class FilesData(ImageDataModule):
         if self.table is not None:
             return self._listed(self.table)
         folder, paths = self._found()
-        return FileSource(folder, paths, np.full(len(paths), -1))
+        return self.file_source(folder, paths, np.full(len(paths), -1))
 
     def setup(self, stage: str) -> None:
         """Open the files; there is no training part."""
@@ -91,7 +97,7 @@ class FilesData(ImageDataModule):
         if len(first) < len(lines):
             log.info(f"{table}: {len(lines) - len(first)} of {len(lines)} images are there again, and predicted once")
         origins = [f"{table}:{number}" for number, _ in first.values()]
-        source = FileSource(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
+        source = self.file_source(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
         refuse_if_none_is_there(source, "files")
         return source
 

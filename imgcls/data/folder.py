@@ -9,8 +9,8 @@ from imgcls.data.options import short
 from imgcls.data.parts import innermost, part_folders, refuse_parts_for_classes, taken_in_words
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import Skipped
-from imgcls.images.listing import has_images, images_directly_in, list_images, subfolders
-from imgcls.images.sources import FileSource, Source
+from imgcls.images.listing import first_image, has_images, images_directly_in, list_images, subfolders
+from imgcls.images.sources import Source
 
 log = logging.getLogger(__name__)
 PartsBy = Literal["auto", "named", "none"]
@@ -33,6 +33,7 @@ class FolderData(ImageDataModule):
     """
 
     root: Path
+    has_bands = True
 
     def __init__(self, parts: PartsBy = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,6 +65,8 @@ class FolderData(ImageDataModule):
                 f"--data.root {self._inner}: has no sub-folders; expected one per class, "
                 "or train/, val/ and test/ with one per class in each"
             )
+        first = (first_image(folder / name) for folder, names in found.items() for name in names)
+        self.set_channels(path for path in first if path is not None)
 
     def has_official(self, part: Part) -> bool:  # noqa: D102
         return part in (self.folders or ("train",))
@@ -102,7 +105,7 @@ class FolderData(ImageDataModule):
                 self._problem(part, folder / name, "holds no images")
         files = [(path, number) for number, name in enumerate(self._classes) for path in found.get(name, [])]
         names = [path.relative_to(self.root).as_posix() for path, _ in files]
-        return FileSource(self.root, names, np.array([number for _, number in files], dtype=np.int64))
+        return self.file_source(self.root, names, np.array([number for _, number in files], dtype=np.int64))
 
     def _problem(self, part: Part, folder: Path, reason: str) -> None:
         problem = Skipped(part, printable(str(folder)), reason)

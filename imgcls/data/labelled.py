@@ -28,6 +28,8 @@ class LabelledSet(ImageDataModule):
             without them, and so does `mistake`: the test counts them, as none of them can be predicted right.
     """
 
+    has_bands = True
+
     def __init__(
         self,
         data: ImageDataModule,
@@ -36,6 +38,10 @@ class LabelledSet(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.set_channels(())
+        if data.bands != self.bands:
+            theirs = "are photos" if data.bands is None else f"have {data.num_bands} bands"
+            raise UserError(f"data: these images {theirs}, unlike those that the run was trained on")
         self.data, self.class_names, self.unknown_classes = data, list(class_names), unknown_classes
 
     def prepare_data(self) -> None:  # noqa: D102

@@ -31,8 +31,10 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     kept = options["decoder"] == "cpu" or options["cache"] in ("memory", "device", "none")
     check(kept, "cache", options["cache"], "memory, device or none: a folder keeps what --data.decoder=cpu decoded")
     values = options["value_range"]
-    ascending = values in (None, "none") or len(values) == 2 and -math.inf < values[0] < values[1] < math.inf
-    check(ascending, "value_range", values, "[low, high] with low below high")
+    nested = isinstance(values, list) and values and isinstance(values[0], list)
+    ranges = [] if values in (None, "none") else values if nested else [values]
+    ascending = all(len(of) == 2 and -math.inf < of[0] < of[1] < math.inf for of in ranges)
+    check(ascending, "value_range", values, "[low, high] with low below high, or a list of those of each channel")
 
 
 def per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:

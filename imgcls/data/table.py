@@ -37,6 +37,7 @@ class TableData(ImageDataModule):
     """
 
     root: Path
+    has_bands = True
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class TableData(ImageDataModule):
         self.class_names = class_order(known)
         if not known:
             raise UserError(f"{self.table}: has no rows that can be used")
+        self.set_channels(self.root / path for _, path, _, part in self._rows if part in tell_classes)
 
     def prepare_data(self) -> None:
         """Say once, in one process, which groups the table's own parts divide."""
@@ -111,7 +113,9 @@ class TableData(ImageDataModule):
         rows = [(row, path, label) for row, path, label, of in self._rows if of == part]
         number = {name: k for k, name in enumerate(self.class_names)}
         label = np.array([number[name] for *_, name in rows], dtype=np.int64)
-        source = FileSource(self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows])
+        source = self.file_source(
+            self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows]
+        )
         source.columns = {name: [values[row] for row, *_ in rows] for name, values in self._further.items()}
         if self._group:  # numbers are those of the whole table: other parts may be joined
             number = {name: k for k, name in enumerate(sorted(set(self._group) - {""}))} | {"": -1}

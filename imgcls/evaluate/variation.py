@@ -83,9 +83,14 @@ def rain(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     length = max(2, round(height / 12))
     slant = max(1, round(width / 40))
     rainy = RandomRain((drops, drops), (length, length), (-slant, slant), p=1.0)
-    with torch.random.fork_rng(devices=[]):  # Kornia samples from torch's own generator
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        return _in_color(image, rainy)
+    seed = int(torch.randint(2**62, (), generator=generator))
+
+    def streaked(rgb: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):  # Kornia samples from torch's own generator
+            torch.manual_seed(seed)
+            return rainy(rgb)
+
+    return _in_color(image, streaked)
 
 
 def fog(image: Tensor, severity: int, generator: torch.Generator) -> Tensor:
@@ -132,7 +137,8 @@ def _texture(image: Tensor, channels: int, generator: torch.Generator) -> Tensor
 
 
 def _in_color(image: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change images of any number of channels by what takes three."""
+    """Change images of any number of channels by what takes three: each as a gray image, unless there are three."""
     if image.shape[1] == 3:
         return change(image)
-    return change(image.expand(-1, 3, -1, -1)).mean(1, keepdim=True)
+    gray = [change(channel.expand(-1, 3, -1, -1)).mean(1, keepdim=True) for channel in image.split(1, 1)]
+    return torch.cat(gray, 1)

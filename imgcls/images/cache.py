@@ -126,7 +126,7 @@ def fits(count: int, resize_crop: ResizeCrop) -> bool:
 
 def _key(source: Source, index: np.ndarray, resize_crop: ResizeCrop, record: np.dtype) -> str:
     numbers = hashlib.blake2b(index.tobytes(), digest_size=8).hexdigest()
-    text = f"{record} {source.fingerprint()} {resize_crop} {numbers}"
+    text = f"{record} {source.fingerprint()} {resize_crop} {numbers}{source.read_as}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -9,7 +9,8 @@ from PIL import ExifTags, Image, ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 from torchvision.io import decode_png
 
-ValueRange = tuple[float, float]
+ValueRange = tuple[float, float] | tuple[tuple[float, float], ...]
+"""Low and high, of all channels or of each."""
 
 
 def eight_bits(image: Image.Image, value_range: ValueRange | None) -> Image.Image:
@@ -101,7 +102,7 @@ def _content(image: ImageFile.ImageFile) -> bytes:
 
 
 def _scaled(values: np.ndarray, value_range: ValueRange) -> np.ndarray:
-    low, high = value_range
+    low, high = np.asarray(value_range).T
     return np.nan_to_num((values.astype(np.float64) - low) * (255 / (high - low))).clip(0, 255).round().astype(np.uint8)
 
 

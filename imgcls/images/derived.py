@@ -21,6 +21,7 @@ class JoinedSource(Source):
         self.first, self.second = first, second
         self.in_memory = first.in_memory and second.in_memory
         self.verified = first.verified and second.verified
+        self.read_as = first.read_as + second.read_as
         shared = [name for name in first.columns if name in second.columns]
         self.columns = {name: [*first.columns[name], *second.columns[name]] for name in shared}
         if first.group is not None or second.group is not None:

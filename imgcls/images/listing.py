@@ -31,6 +31,11 @@ def has_images(folder: Path) -> bool:
     return any(map(_is_image, _files(folder)))
 
 
+def first_image(folder: Path) -> Path | None:
+    """One of the images below a folder, the same on every system; None without any."""
+    return next(filter(_is_image, _files(folder)), None)
+
+
 def images_directly_in(folder: Path) -> int:
     """How many images lie in a folder itself, without hidden ones."""
     with os.scandir(folder) as entries:
@@ -51,8 +56,8 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((here.st_dev, here.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _is_image(path: Path) -> bool:

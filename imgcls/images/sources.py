@@ -64,6 +64,7 @@ class Source(ABC):
 
     Attributes:
         columns: What else is known of the images, N values by the column's name: test results are shown by value.
+        read_as: What decides on pixels beside files and `ResizeCrop`, in words, for caches.
         group: Images of one number, in whichever part of the data set, show the same thing, such as a patient: no split
             puts them into two parts, (N,) int64; -1: an image of its own. None: all are.
         in_memory: Whether no file is read for them.
@@ -72,6 +73,7 @@ class Source(ABC):
 
     in_memory = False
     verified = False
+    read_as = ""
     columns: Mapping[str, Sequence[str]] = {}
     group: np.ndarray | None = None
 

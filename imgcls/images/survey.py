@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from imgcls.images.checking import each_once
-from imgcls.images.decode import BrokenImage
+from imgcls.images.decode import BrokenImage, Original
 from imgcls.images.depth import ValueRange
 from imgcls.images.sources import Source
 from imgcls.system.resources import cores
@@ -27,7 +27,7 @@ class Survey:
     Attributes:
         size: Width and height, (N, 2) int64 pixels, upright; 0 where an image cannot be read.
         mode: How colours are stored, N of Pillow's words.
-        digest: Hash of size and 8-bit RGB pixels, (N,) uint64: the same for a PNG and a BMP of the same pixels. Of a
+        digest: Hash of size and 8-bit pixels, (N,) uint64: the same for a PNG and a BMP of the same pixels. Of a
             JPEG with a shorter side of 1024 pixels or more, of its pixels at half the size or less.
         gray: All of each image, brought to 32 by 32 pixels, (N, 32, 32) uint8.
         reason: Why an image cannot be read, N texts; empty for those that can.
@@ -82,15 +82,16 @@ class _Read(Dataset):
             found = self.source.original(number, self.value_range)
         except BrokenImage as error:
             return (*UNREAD[:-1], error.reason)
-        return found.size, found.mode, _digest(found.image, found.size), _small(found.image), ""
+        return found.size, found.mode, _digest(found), _small(found), ""
 
 
-def _digest(image: Image.Image, size: tuple[int, int]) -> int:
-    content = hashlib.blake2b(repr(size).encode(), digest_size=8)
-    content.update(image.convert("RGB").tobytes())
+def _digest(found: Original) -> int:
+    content = hashlib.blake2b(repr(found.size).encode(), digest_size=8)
+    content.update(found.image.convert("RGB").tobytes() if found.channels is None else found.channels.tobytes())
     return int.from_bytes(content.digest(), "little")
 
 
-def _small(image: Image.Image) -> np.ndarray:
-    gray = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
+def _small(found: Original) -> np.ndarray:
+    gray = found.image.convert("L") if found.channels is None else Image.fromarray(found.channels.mean(0).astype("u1"))
+    gray = gray.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.asarray(gray)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from imgcls.errors import UserError, near, one_line
 from imgcls.models.base import Backbone, InputSpec, Stage, count_features
-from imgcls.models.weights import load_weights, no_download
+from imgcls.models.weights import first_convolution, load_weights, no_download, set_channels
 from imgcls.system.network import unreachable
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ class TimmBackbone(Backbone):
     """Any of timm's networks, by name, without its head.
 
     Args:
-        channels: Channels of an image; timm adapts the first convolution.
+        channels: Channels of an image; a first convolution for others is adapted, see `adapt_channels`.
         image_size: Side of an image in pixels; networks of fixed size are built for it.
         name: As in `python -m imgcls backbones`, with or without the tag of the weights after a dot.
         weights: `default` downloads timm's own, `none` starts from scratch, else a local file.
@@ -40,9 +40,7 @@ class TimmBackbone(Backbone):
         arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, **(options or {})}
         if config.fixed_input_size:
             arguments["img_size"] = image_size
-        if channels != config.input_size[0] and weights != "none":
-            log.info(f"{name}: its first layer is adapted from {config.input_size[0]} to {channels} channels")
-        self.network = _create(name, weights == "default", arguments)
+        self.network = _create(name, weights == "default", arguments, config.input_size[0])
         if weights not in ("default", "none"):
             load_weights(self.network, weights)
         self.num_features = count_features(self, name, channels, image_size)
@@ -111,7 +109,16 @@ def _config(name: str, weights: str) -> Any:
     return config
 
 
-def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, arguments: dict[str, Any], known: int) -> nn.Module:
+    """A network; one of pre-trained weights is made for the number of channels that these know, and then adapted."""
+    channels = arguments["in_chans"]
+    if pretrained and channels != known:
+        network = _create(name, pretrained, arguments | {"in_chans": known}, known)
+        first = first_convolution(network)
+        if first is not None and first[1].in_channels == known:
+            set_channels(*first, channels)
+            return network
+        log.info(f"{name}: its first layer is adapted from {known} to {channels} channels by timm")
     if pretrained:
         from huggingface_hub import constants
 

@@ -2,13 +2,12 @@ import logging
 from typing import Any
 from urllib.error import URLError
 
-import torch
 from torch import Tensor, nn
 from torchvision import models
 
 from imgcls.errors import UserError, near
 from imgcls.models.base import Backbone, InputSpec, count_features
-from imgcls.models.weights import adapt_channels, first_convolution, load_weights, no_download
+from imgcls.models.weights import first_convolution, load_weights, no_download, set_channels
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ class TorchvisionBackbone(Backbone):
     The head is found without a table: the last linear layer, or the last convolution where there is none.
 
     Args:
-        channels: Channels of an image; a first convolution for RGB is adapted.
+        channels: Channels of an image; a first convolution for RGB is adapted, see `adapt_channels`.
         image_size: Side of an image in pixels.
         name: As in `python -m imgcls backbones`.
         weights: `default` downloads torchvision's own, `none` starts from scratch, else a local file.
@@ -45,9 +44,10 @@ class TorchvisionBackbone(Backbone):
         _check_name(name)
         self.network = _build(name, weights, image_size, dict(options or {}))
         _remove_head(self.network)
+        if first := first_convolution(self.network):
+            set_channels(*first, channels)
         if weights not in ("default", "none"):
             load_weights(self.network, weights)
-        _set_channels(self.network, channels)
         self.num_features = count_features(self, name, channels, image_size)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -106,17 +106,3 @@ def _remove_head(network: nn.Module) -> None:
     linear = [n for n, m in layers if isinstance(m, nn.Linear)]
     head = (linear or [n for n, m in layers if isinstance(m, nn.Conv2d)])[-1]
     network.set_submodule(head, nn.Identity())
-
-
-def _set_channels(network: nn.Module, channels: int) -> None:
-    first = first_convolution(network)
-    if first is None or first[1].in_channels == channels:
-        return
-    name, old = first
-    geometry: dict[str, Any] = {k: getattr(old, k) for k in ("kernel_size", "stride", "padding")}
-    new = nn.Conv2d(channels, old.out_channels, **geometry, bias=old.bias is not None)
-    with torch.no_grad():
-        new.weight.copy_(adapt_channels(old.weight, channels))
-    new.bias = old.bias
-    network.set_submodule(name, new)
-    log.info(f"{name}: adapted from {old.in_channels} to {channels} channels")

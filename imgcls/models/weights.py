@@ -66,13 +66,22 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     """Kernel (O, I, H, W) of a first convolution for another number of channels.
 
-    For one channel the kernels are summed: a gray image then gives what its three equal channels gave. Other
-    numbers repeat the kernels in turn, scaled to keep the size of the response.
+    More channels take the kernels in turn, each divided by the number of those that take it; fewer sum them in turn. A
+    gray image copied into all channels then gives what it gave before, copied likewise.
     """
-    before = weight.shape[1]
-    if channels == 1:
-        return weight.sum(1, keepdim=True)
-    return weight[:, [c % before for c in range(channels)]] * (before / channels)
+    new_C1, old_I = torch.arange(channels)[:, None], torch.arange(weight.shape[1])
+    takes_CI = ((new_C1 % len(old_I) == old_I) | (old_I % channels == new_C1)).to(weight)
+    return torch.einsum("oihw,ci->ochw", weight, takes_CI / takes_CI.sum(0))
+
+
+def set_channels(name: str, first: nn.Conv2d, channels: int) -> None:
+    """Adapt a first convolution, in place, see `adapt_channels`; `name` is for the message."""
+    if first.in_channels == channels:
+        return
+    log.info(f"{name}: adapted from {first.in_channels} to {channels} channels")
+    with torch.no_grad():
+        first.weight = nn.Parameter(adapt_channels(first.weight, channels).contiguous())
+    first.in_channels = channels
 
 
 def first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d] | None:
@@ -129,6 +138,8 @@ def _adapt_first_convolution(module: nn.Module, found: dict[str, Tensor]) -> Non
         return
     key = f"{first[0]}.weight"
     wanted, given = first[1].weight, found.get(key)
-    if given is not None and given.ndim == 4 and given.shape[1] != wanted.shape[1] and given.shape[1] == 3:
+    if given is None or given.ndim != 4 or given[:, 0].shape != wanted[:, 0].shape:
+        return
+    if given.shape[1] != wanted.shape[1]:
         log.info(f"{key}: adapted from {given.shape[1]} to {wanted.shape[1]} channels")
         found[key] = adapt_channels(given, wanted.shape[1])

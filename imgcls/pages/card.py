@@ -34,6 +34,7 @@ def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
         **{k: options["data"][k] for k in ("image_size", "channels", "mean", "std", "interpolation")},
         "resize": resize,
         "value_range": None if (known := options["data"].get("value_range")) == "none" else known,
+        **{k: options["data"].get(k) for k in ("bands", "num_bands")},
         "temperature": temperature,
         "flip_at_test": options["model"]["flip_at_test"],
         **{k: metrics.get(k) for k in ("val/acc", "test/acc")},

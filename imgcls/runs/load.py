@@ -15,7 +15,8 @@ from PIL import Image
 
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
-from imgcls.errors import UserError, one_line, user_error
+from imgcls.errors import UserError, one_line, printable, user_error
+from imgcls.images.arrays import Bands, bands_last, decode_bands, read_bands
 from imgcls.images.decode import ResizeCrop, decode_file, decode_upright, reading, stack
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.temperature import temperature
@@ -64,7 +65,8 @@ class LoadedRun:
         """Class names and probabilities, the same that the command `predict` writes.
 
         Args:
-            images: Paths of image files, PIL images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4), of any size.
+            images: Paths of image files, PIL images, or uint8 arrays (H, W), (H, W, 3) or (H, W, 4), of any size; of a
+                run on bands paths, or arrays (H, W, C) or (C, H, W) of all bands, of its files' kind of numbers.
             batch_size: Images of one pass.
 
         Raises:
@@ -74,14 +76,24 @@ class LoadedRun:
         probability = [np.empty((0, len(self.class_names)), np.float32)]
         for first in range(0, len(images), batch_size):
             some = images[first : first + batch_size]
-            batch = stack((_pixels(image, resize_crop) for image in some), len(some))
+            batch = stack((self._pixels(image, resize_crop) for image in some), len(some))
             logits = self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype))
             probability.append((logits.double() / scaled_by).softmax(1).float().cpu().numpy())
         found = np.concatenate(probability)
         return Predicted([self.class_names[k] for k in found.argmax(1)], found)
 
+    def _pixels(self, image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
+        chosen, total = self.prepare.bands, self.prepare.num_bands
+        if chosen is None or total is None:
+            return _photo(image, resize_crop)
+        if isinstance(image, Image.Image):
+            raise UserError("predict: the run knows images of bands; give paths, or arrays of all bands")
+        with reading(str, "predict: an array" if isinstance(image, np.ndarray) else printable(str(image))):
+            values = bands_last(image) if isinstance(image, np.ndarray) else read_bands(Path(image))
+            return decode_bands(values, Bands(tuple(chosen), total), resize_crop)
 
-def _pixels(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
+
+def _photo(image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
     if isinstance(image, str | Path):
         return decode_file(Path(image), resize_crop)
     if isinstance(image, np.ndarray):

@@ -46,6 +46,9 @@ class Teacher:
         back = [-m / s for m, s in zip(mean, std, strict=True)], [1 / s for s in std]
         image, wanted = normalize(image.float(), *back), teacher.prepare
         if image.shape[1] != wanted.channels:
+            if not {image.shape[1], wanted.channels} <= {1, 3}:
+                channels = f"knows images of {wanted.channels} channels, the data has {image.shape[1]}"
+                raise UserError(f"--model.teacher.run {self.run}: {channels}")
             image = image.expand(-1, 3, -1, -1) if wanted.channels == 3 else image.mean(1, keepdim=True)
         if image.shape[-1] != wanted.image_size:
             image = F.interpolate(image, size=(wanted.image_size,) * 2, mode="bilinear", antialias=True)

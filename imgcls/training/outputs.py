@@ -8,6 +8,7 @@ from torch import Tensor
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
 from imgcls.evaluate.selective import margin
+from imgcls.images.arrays import as_shown
 from imgcls.pages.figures import confusion_figure, image_grid, save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions, read_predictions, write_predictions
@@ -108,7 +109,9 @@ class Outputs(Callback):
                     "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])
                     for i, row in zip(chosen, best, strict=True)
                 ]
-                figures[name] = save(image_grid(images.numpy(), titles), self.run.figures / f"{part}_{name}.png")
+                figures[name] = save(
+                    image_grid(as_shown(images).numpy(), titles), self.run.figures / f"{part}_{name}.png"
+                )
         return figures
 
 
