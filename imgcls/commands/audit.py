@@ -197,7 +197,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
         named = (images.class_names[k] for k in probability[suspects].argmax(1))
         add_column(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], named, strict=True))
     wrong = np.zeros(len(images), bool)
-    wrong[suspects] = [drop_label_errors and images.part(k) == "train" for k in suspects]
+    wrong[suspects] = [drop_label_errors and images.part(k) == "train" for k in suspects.tolist()]
     reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
 
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()

@@ -100,7 +100,7 @@ def no_download(name: str, error: Exception) -> UserError:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         takes = "this network has none of its own" if str(path) == "default" else "there is no such file"
-        raise UserError(f"--model.backbone.weights {path}: {takes}; give a file, none, or, of a pre-trained one, default")
+        raise UserError(f"--model.backbone.weights {path}: {takes}; give a file, none, or default if it is pre-trained")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
