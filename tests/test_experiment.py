@@ -388,7 +388,7 @@ def test_overlapping_splits_have_a_floor_that_is_rarely_too_high(question):
 
     def planted(splits: int) -> list[Group]:
         def run(split: int) -> SimpleNamespace:
-            known = {"settings": {"split": split}, "environment": facts, "tested": lambda name: None}
+            known = {"settings": {"split": split}, "environment": facts, "tested": lambda name="test": None}
             return SimpleNamespace(metrics={"test/acc": rng.normal()}, **known)
 
         return [Group([run(split) for split in range(splits)], name=arm, over=over) for arm in ("low", "high")]

@@ -263,7 +263,7 @@ def test_a_head_is_trained_anew_on_a_run_and_the_run_may_go(imgcls):
     assert imgcls("test", "--run", "second", *QUIET)[0] == 0
     assert json.loads(Path("second/metrics.json").read_text())["test/acc"] == before
     code, _, err = imgcls("fit", *words, "--model.backbone.weights=default", "--run_dir=third")
-    assert code == 2 and "--model.backbone.weights default: there is no such file; it takes a file, none" in err
+    assert code == 2 and "--model.backbone.weights default: this network has none of its own; give a file, none" in err
 
 
 def test_cached_features_are_sampled_by_class():

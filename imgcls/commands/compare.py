@@ -93,8 +93,8 @@ def pictures(run: Path, tested: str | None) -> Callable[[int, str], Image.Image 
 
 def print_comparison(result: dict[str, Any]) -> None:
     """The comparison as a table in the terminal."""
-    print(f"{result['metric']}, mean over seeds with 95 % interval; differences from {result['baseline']}\n")
-    rows = [("", "group", "seeds", "mean", "difference", "p (Holm)", "verdict")]
+    print(f"{result['metric']}, mean over runs with 95 % interval; differences from {result['baseline']}\n")
+    rows = [("", "group", "runs", "mean", "difference", "p (Holm)", "verdict")]
     for row in result["groups"]:
         about = "", "", "baseline"
         if "difference" in row:

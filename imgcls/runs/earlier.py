@@ -26,8 +26,8 @@ def upgraded(config: Any) -> Any:
 
 
 def upgraded_run(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run, complete: one that says nothing of a value range never had one."""
+    """The config of a run, complete: one that says nothing of a value range never had one, nor a fold to test on."""
     config = upgraded(config)
     if isinstance(data := config.get("data"), dict) and "crop_fraction" in data.get("init_args", {}):
-        data["init_args"].setdefault("value_range", "none")
+        data["init_args"] = {"value_range": "none", "fold_part": "val"} | data["init_args"]
     return config

@@ -117,7 +117,10 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
     nearest, take = untold[0], min(tested, key=_seconds, default=best)
     if not CHEAPER * _seconds(take) < _seconds(best):
         take = best
-    seen = "; ".join(filter(None, _difference(metric, rows[nearest.name]["difference"])))
+    difference = rows[nearest.name]["difference"]
+    seen = "; ".join(filter(None, _difference(metric, difference)))
+    if difference["low"] * difference["high"] > 0:
+        seen += f"; of {len(others)} differences one may look so by chance"
     further = f", and so may {', '.join(group.name for group in untold[1:])}" if untold[1:] else ""
     said = [f"**Which is best cannot be told{few}.** {best.name} does best, with {level}."]
     said.append(f"{nearest.name} may be as good ({seen}){further}.")

@@ -93,7 +93,9 @@ def _splits(runs: Sequence[Run]) -> set[str]:
 def _identity(run: Run, over: set[str]) -> str:
     """Everything that makes up what was run, but for the seed and what tells splits from one another."""
     apart = {*SEEDS, *over, *([MEASURED] if over else [])}  # each split measures its own range
-    kept = {k: v for k, v in run.settings.items() if k not in apart and not k.startswith(INCIDENTAL)}
+    # what is not set is as what an earlier version did not have
+    said = {k: v for k, v in run.settings.items() if v is not None}
+    kept = {k: v for k, v in said.items() if k not in apart and not k.startswith(INCIDENTAL)}
     return json.dumps(kept, sort_keys=True, default=str)
 
 
