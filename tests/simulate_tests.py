@@ -1,10 +1,13 @@
-"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py splits|until`.
+"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py splits|seeds|until`.
 
 `splits`: real training, without networks. Of 7,000 images of the bundled sample (or 70,000: `--folder` with the four
 files of Fashion-MNIST) some are drawn as a person's data set, and two classifiers of principal components are
 cross-validated or tested on random splits; their true difference at that number of training images is measured on
 images that were not drawn. Counted is how often the 95 % interval misses it, and its half width, both in per cent: by
 test images and splits, and by the corrected resampled t-test of scores.
+
+`seeds`: two groups of normal scores whose runs of the same seed are correlated. Counted is how often the interval of
+their difference misses 0, and its half width in standard deviations of a score: with and without regard to the seeds.
 
 `until`: planted runs with what seeds, images and both do; seeds are added until intervals are as wide as seven to ten
 seeds make them, and counted is how often the interval then misses the true difference.
@@ -129,6 +132,26 @@ def splits(repeats: int, folder: Path | None) -> None:
                 print(f"{count:>6}  {name:<24}{design:<13}" + "".join(f"{text:>22}" for text in columns), flush=True)
 
 
+def seeds(repeats: int) -> None:
+    """Print a row for each number of seeds, correlation, and ratio of the groups' variances."""
+    rng = np.random.default_rng(0)
+    print(f"{'seeds':>5}{'r':>6}{'ratio':>7}{'without':>18}{'of the same seeds':>20}  (missed, half)")
+    for count in (3, 5, 8, 12):
+        for correlation in (0.0, 0.3, 0.6, 0.9):
+            for ratio in (1, 3):
+                missed, half = np.zeros(2), np.zeros(2)
+                for _ in range(repeats):
+                    first = rng.normal(size=count)
+                    own = rng.normal(size=count)
+                    second = np.sqrt(ratio) * (correlation * first + np.sqrt(1 - correlation**2) * own)
+                    for k in range(2):
+                        found = compare_scores(first, second, bool(k)).difference
+                        missed[k] += not found.low <= 0 <= found.high
+                        half[k] += (found.high - found.low) / 2
+                columns = (f"{100 * m / repeats:.1f}  {h / repeats:.2f}" for m, h in zip(missed, half, strict=True))
+                print(f"{count:>5}{correlation:>6}{ratio:>7}" + "".join(f"{text:>18}" for text in columns), flush=True)
+
+
 def until(repeats: int) -> None:
     """Print a row for each number of images and spread of seeds."""
     rng = np.random.default_rng(1)
@@ -169,14 +192,14 @@ def _test(by: str, group: np.ndarray, base: np.ndarray) -> Comparison:
 def main() -> None:
     """Simulate one of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("test", choices=["splits", "until"])
+    parser.add_argument("test", choices=["splits", "seeds", "until"])
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.test == "splits":
         splits(options.repeats, options.folder)
     else:
-        until(options.repeats)
+        {"seeds": seeds, "until": until}[options.test](options.repeats)
 
 
 if __name__ == "__main__":

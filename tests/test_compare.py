@@ -20,7 +20,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import write_predictions
 from imgcls.runs.record import add_metrics
 from imgcls.runs.run import find_runs
-from imgcls.science.groups import group_runs
+from imgcls.science.groups import Group, group_runs
 from imgcls.science.planning import detectable, outlook
 from imgcls.science.resampling import compare_splits
 from imgcls.science.statistics import (
@@ -146,6 +146,26 @@ def test_scores_on_splits_are_the_corrected_resampled_test():
     assert math.isnan(compare_splits([0.8], [0.7], 0.25).p_value)
     assert found.design.variance == pytest.approx((1 / 5 + 1 / 4) * d.var(ddof=1))
     assert detectable(found.design, runs=100) > math.sqrt(1 / 4 * d.var(ddof=1))  # overlap does not go with more splits
+
+
+def test_what_runs_of_one_seed_have_in_common_cancels():
+    rng = np.random.default_rng(0)
+    luck, own = rng.normal(0, 0.02, 8), rng.normal(0, 0.004, (2, 8))
+    ours, theirs = 0.9 + luck + own[0], 0.89 + luck + own[1]
+    alone, shared = (compare_scores(ours, theirs, paired) for paired in (False, True))
+    assert shared.difference.value == alone.difference.value and shared.p_value < alone.p_value
+    assert shared.design.of_seeds < 0.25 * alone.design.of_seeds
+    assert shared.design.of_seeds >= np.var(ours - theirs, ddof=1) / 8  # that of a paired test, and not less
+    for pair in ((ours[:3], theirs[:3]), (ours, 2 * ours.mean() - ours)):  # too few; of opposite luck
+        assert compare_scores(*pair, True) == compare_scores(*pair)
+    with_images = compare_images(*(rng.random((8, 500)) < 0.5 + 10 * luck[:, None] for _ in range(2)), True)
+    assert 0 <= with_images.design.of_seeds and with_images.p_value > 0.01
+
+
+def test_seeds_are_paired_where_groups_share_them(runs):
+    full, probe = group_runs(find_runs([str(runs)]))[:2]
+    assert full.shares_seeds(probe, "test/acc") and not full.shares_seeds(Group(probe.runs[:2]), "test/acc")
+    assert not Group(probe.runs * 2).shares_seeds(Group(probe.runs * 2), "test/acc"), "a seed that comes twice"
 
 
 def test_images_tested_on_splits_are_counted_one_by_one():

@@ -81,7 +81,10 @@ def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
         return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric))
     tested = tested_on(metric)
     pair = shared_images(group, base, tested) if tested else None
-    return compare_images(*pair) if pair else compare_scores(group.scores(metric), base.scores(metric))
+    paired = group.shares_seeds(base, metric)
+    if pair:
+        return compare_images(*pair, paired)
+    return compare_scores(group.scores(metric), base.scores(metric), paired)
 
 
 def mean_of(group: Group, metric: str) -> Estimate:

@@ -39,6 +39,11 @@ class Group:
         """The metric of each run that has it."""
         return [r.metrics[metric] for r in self.runs if r.metrics.get(metric) is not None]
 
+    def shares_seeds(self, other: "Group", metric: str) -> bool:
+        """Whether the runs of both that have the metric have the same seeds in the same order, each once."""
+        ours, theirs = ([run.seed for run in of.runs if run.metrics.get(metric) is not None] for of in (self, other))
+        return ours == theirs and len(set(map(str, ours))) == len(ours)
+
     def by_split(self, metric: str) -> dict[tuple[Any, ...], list[Run]]:
         """The runs on each split that have the metric."""
         found: dict[tuple[Any, ...], list[Run]] = {}
