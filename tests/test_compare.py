@@ -20,6 +20,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import write_predictions
 from imgcls.runs.record import add_metrics
 from imgcls.runs.run import find_runs
+from imgcls.science.comparison import disagreements, judged, per_class
 from imgcls.science.groups import Group, group_runs
 from imgcls.science.planning import detectable, outlook
 from imgcls.science.resampling import compare_splits
@@ -312,6 +313,14 @@ def test_runs_on_splits_of_the_images_are_pooled(imgcls):
     base, other = json.loads(Path("c.json").read_text())["groups"]
     means = [np.reshape(group["scores"], (2, 4)).mean(0) for group in (other, base)]  # by seed, then by split
     assert other["p_value"] == pytest.approx(compare_splits(*means, 100 / 300).p_value), "of what was tested"
+    base, group = sorted(group_runs(find_runs(["runs"])), key=lambda of: of.name)
+    shares = [np.mean([run.tested().right for run in of.runs], 0) for of in (group, base)]  # all splits test alike here
+    found = judged(group, base)
+    assert np.allclose(found.group, shares[0]) and np.allclose(found.baseline, shares[1]) and len(found.row) == 100
+    rows = {name: (theirs, ours) for name, theirs, ours, _ in per_class(group, base)}
+    assert rows["dog"] == pytest.approx((shares[1][1::4].mean(), shares[0][1::4].mean()))
+    worst = disagreements(group, base)[0]
+    assert worst["group"] - worst["baseline"] == pytest.approx(np.abs(shares[0] - shares[1]).max())
     for path in Path("runs").rglob("test.npz"):
         path.unlink()
     code, out, err = imgcls("compare", "runs", "--json", "c.json")

@@ -109,12 +109,12 @@ def _curves(groups: Sequence[Group], key: str) -> str:
 
 def _named(group: Group, base: Group, name: str, picture: Picture | None) -> list[dict[str, Any]]:
     """Disagreements with the names of image and class, from the baseline's table of predictions."""
-    found, tested = disagreements(group, base, name), base.runs[0].tested(name)
-    if not found or tested is None:
-        return []
-    rows = read_table(tested.table)  # in the order of the logits
+    found, tables = disagreements(group, base, name), dict[Path, list[dict[str, str]]]()
     for image in found:
-        row = rows[image["position"]]
+        table, place = image.pop("row")
+        if table not in tables:
+            tables[table] = read_table(table)  # in the order of the logits
+        row = tables[table][place]
         image["path"], image["class"] = row["path"], row["label_name"]
         pixels = picture(int(row["index"]), row["path"]) if picture else None
         image["uri"] = thumbnail(pixels) if pixels else None

@@ -1,13 +1,14 @@
 """What a comparison of groups of runs says, as plain data: for the terminal, for JSON, and for the page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from imgcls.errors import UserError, near
-from imgcls.runs.run import Run
+from imgcls.runs.run import Run, Tested
 from imgcls.science.groups import Group, short
 from imgcls.science.planning import outlook
 from imgcls.science.resampling import Images, compare_splits, mean_over_splits
@@ -75,8 +76,7 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
 def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
     """By the test that fits: over splits, over seeds and shared test images, or over seeds."""
     if group.over or base.over:
-        ours, theirs = group.by_split(metric), base.by_split(metric)
-        pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
+        pairs = _pairs(group, base, metric)
         scores = [[_mean(side, metric) for side in sides] for sides in zip(*pairs, strict=True)] or [[], []]
         return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric))
     tested = tested_on(metric)
@@ -100,21 +100,34 @@ def _mean(runs: Sequence[Run], metric: str) -> float:
     return float(np.mean([run.metrics[metric] for run in runs]))
 
 
-def _images(splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], metric: str) -> Images | None:
-    """Of each split the numbers of its test images, and how much more often the first runs predict each right.
+def _pairs(group: Group, base: Group, metric: str) -> list[tuple[list[Run], list[Run]]]:
+    """Runs of both groups with the metric, on each split that both have; all of them where there is one."""
+    ours, theirs = group.by_split(metric), base.by_split(metric)
+    return [(ours[key], theirs[key]) for key in ours if key in theirs]
+
+
+def _tested(
+    splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: str
+) -> list[tuple[Tested, np.ndarray, np.ndarray]] | None:
+    """Of each split what was tested, and the shares (M,) of the runs of both sides that predict each image right.
 
     None unless all runs of a split were tested on the same images, and all took them from the same data.
     """
-    name, found, data = tested_on(metric), [], set()
+    found = []
     for sides in splits:
-        tests = [[run.tested(name) for run in side] for side in sides] if name else []
-        known = [[test for test in side if test] for side in tests]
-        if [*map(len, known)] != [*map(len, sides)] or len({test.identity for side in known for test in side}) > 1:
+        tests = [[test for run in side if (test := run.tested(name))] for side in sides]
+        if [*map(len, tests)] != [*map(len, sides)] or len({test.identity for side in tests for test in side}) > 1:
             return None
-        group, base = (np.mean([test.right for test in side], 0) if side else np.zeros(()) for side in known)
-        found.append((known[0][0].index, group - base))
-        data.add(known[0][0].identity[0])
-    return found if len(data) == 1 else None
+        right = [np.mean([test.right for test in side], 0) if side else np.zeros(()) for side in tests]
+        found.append((tests[0][0], right[0], right[1]))
+    return found if len({test.identity[0] for test, _, _ in found}) == 1 else None
+
+
+def _images(splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], metric: str) -> Images | None:
+    """Of each split the numbers of its test images, and how much more often the first runs predict each right."""
+    name = tested_on(metric)
+    found = _tested(splits, name) if name else None
+    return None if found is None else [(test.index, group - base) for test, group, base in found]
 
 
 def _ratio(group: Group, metric: str) -> float:
@@ -137,31 +150,66 @@ def tested_on(metric: str) -> str | None:
     return name if score == "acc" and name not in ("train", "val", "robust") else None
 
 
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How two groups judge each image that both were tested on; over several splits, each image once.
+
+    Attributes:
+        label: Class of each image, (M,) int64.
+        group: Share of the group's runs that predict it right, (M,).
+        baseline: Likewise.
+        row: For each image the table of predictions that names it, and its row there.
+    """
+
+    label: np.ndarray
+    group: np.ndarray
+    baseline: np.ndarray
+    row: list[tuple[Path, int]]
+
+
+def judged(group: Group, base: Group, name: str = "test") -> Judged | None:
+    """What both groups predicted for a set of images; None unless they share it."""
+    found = _tested(_pairs(group, base, f"{name}/acc"), name)
+    if not found:
+        return None
+    index = np.concatenate([test.index for test, *_ in found])
+    _, first, place = np.unique(index, return_index=True, return_inverse=True)
+    labels, *sides = zip(*((test.label, ours, theirs) for test, ours, theirs in found), strict=True)
+    times = np.bincount(place)
+    rows = [(test.table, k) for test, *_ in found for k in range(len(test.index))]
+    shares = [np.bincount(place, np.concatenate(side)) / times for side in sides]
+    return Judged(np.concatenate(labels)[first], shares[0], shares[1], [rows[k] for k in first])
+
+
 def per_class(group: Group, base: Group, name: str = "test") -> list[tuple[str, float, float, float]]:
     """Class, accuracy of its test images in the baseline and in the group, and the difference; by size of it."""
-    pair, test = shared_images(group, base, name), base.runs[0].tested(name)
-    if pair is None or test is None:
+    found = judged(group, base, name)
+    if found is None:
         return []
     names = base.runs[0].environment.get("data", {}).get("class_names", [])
     rows = []
-    for number in np.unique(test.label).tolist():
-        of_class = test.label == number
-        ours, theirs = (float(right[:, of_class].mean()) for right in pair)
+    for number in np.unique(found.label).tolist():
+        of_class = found.label == number
+        ours, theirs = float(found.group[of_class].mean()), float(found.baseline[of_class].mean())
         rows.append((names[number] if number < len(names) else str(number), theirs, ours, ours - theirs))
     return sorted(rows, key=lambda row: -abs(row[3]))
 
 
 def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[str, Any]]:
-    """Test images that the two groups judge most differently: position, label, share of right predictions in each."""
-    pair, test = shared_images(group, base, name), base.runs[0].tested(name)
-    if pair is None or test is None:
+    """Test images that two groups judge most differently: table and row, label, share of right predictions in each."""
+    found = judged(group, base, name)
+    if found is None:
         return []
-    ours, theirs = (right.mean(0) for right in pair)
-    order = np.argsort(-np.abs(ours - theirs), kind="stable")[:DISAGREEMENTS]
+    order = np.argsort(-np.abs(found.group - found.baseline), kind="stable")[:DISAGREEMENTS]
     return [
-        {"position": int(i), "label": int(test.label[i]), "group": float(ours[i]), "baseline": float(theirs[i])}
+        {
+            "row": found.row[i],
+            "label": int(found.label[i]),
+            "group": float(found.group[i]),
+            "baseline": float(found.baseline[i]),
+        }
         for i in order
-        if ours[i] != theirs[i]
+        if found.group[i] != found.baseline[i]
     ]
 
 
