@@ -68,10 +68,9 @@ def main(words: list[str]) -> int:
     for claim in judge(question, groups):
         print(f"\n{claim.text}: {claim.answer}")
     if any(group.scores(question.metric) for group in groups):
-        write_atomic(
-            work.out / "answer.md", write_answer(question, groups, work.out / "answer.png", "answer.png", rest)
-        )
-        print(f"\n{conclusion(question, groups, rest)}\n\nanswer: {work.out / 'answer.md'}")
+        page, closing = work.out / "answer.md", conclusion(question, groups, rest)
+        write_atomic(page, write_answer(question, groups, page.with_suffix(".png"), "answer.png", rest, closing))
+        print(f"\n{closing}\n\nanswer: {page}")
     if stopped:
         _print_widths(intervals(question, groups), options.until, stopped)
     for job, code in work.failed:

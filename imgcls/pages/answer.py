@@ -20,7 +20,9 @@ from imgcls.system.files import read_json
 REACH = 4  # times the images there are, up to which a power law is drawn
 
 
-def write_answer(question: Question, groups: Sequence[Group], figure: Path, link: str, rest: Sequence[str] = ()) -> str:
+def write_answer(
+    question: Question, groups: Sequence[Group], figure: Path, link: str, rest: Sequence[str] = (), closing: str = ""
+) -> str:
     """Draw the figure and return the section, which ends with the closing paragraph.
 
     Args:
@@ -29,6 +31,7 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
         figure: The .png file to write.
         link: How the Markdown names that file.
         rest: Options that each fit was given on the command line.
+        closing: The closing paragraph, where it is known already.
     """
     lines, _ = lines_of(question, groups)
     law = law_of(next(iter(lines.values())), question.metric) if question.fit and lines else None
@@ -47,7 +50,7 @@ def write_answer(question: Question, groups: Sequence[Group], figure: Path, link
         _law_in_words(law) if law else "",
         _layers(question, groups, figure, link) if question.layers else "",
         _table(question, groups),
-        conclusion(question, groups, rest),
+        closing or conclusion(question, groups, rest),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

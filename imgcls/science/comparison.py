@@ -49,7 +49,6 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
             f"--metric {metric}: no run has it{near(metric, known)}; they have {', '.join(known) or 'none'}"
         )
     base = scored[_find(scored, baseline)]
-    higher = metric.rpartition("/")[2] not in LOWER_IS_BETTER
     others = [group for group in scored if group is not base]
     found = [compare_groups(group, base, metric) for group in others]
     judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
@@ -60,7 +59,10 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_of(group, metric))}
         if group is not base:
             comparison, adjusted = next(judged)
-            row |= asdict(comparison) | {"adjusted_p": adjusted, "verdict": verdict(comparison, adjusted, higher)}
+            row |= asdict(comparison) | {
+                "adjusted_p": adjusted,
+                "verdict": verdict(comparison, adjusted, higher_is_better(metric)),
+            }
             if row["verdict"] == "cannot tell" and (found_out := outlook(comparison)):
                 row["outlook"] = asdict(found_out)
                 untold.append(f"{group.name}: cannot tell: {found_out.words}")
@@ -142,6 +144,11 @@ def _ratio(group: Group, metric: str) -> float:
     if not ratios:
         raise UserError(f"{group.runs[0].folder.environment}: does not say how many images each part has")
     return float(np.mean(ratios))
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a metric is better; by its name."""
+    return metric.rpartition("/")[2] not in LOWER_IS_BETTER
 
 
 def tested_on(metric: str) -> str | None:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgcls.science.comparison import LOWER_IS_BETTER, compare
+from imgcls.science.comparison import compare, higher_is_better
 from imgcls.science.groups import Group
 from imgcls.science.planning import Outlook
 from imgcls.science.power_law import law_of, scores_of, training_images
 from imgcls.science.question import Question, by_values
-from imgcls.science.statistics import LEVEL
+from imgcls.science.statistics import LEVEL, normal_quantile
 
 Lines = dict[str, list[tuple[float, Group]]]
 GOALS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-NORMAL = 1.96  # deviations to each side that hold 95 %
 CHEAPER = 2  # times: less of a difference in training time says nothing
 FAR = 16  # times the images there are: beyond it a law says nothing
 
@@ -81,7 +80,7 @@ def _more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Grou
     twice, four = (f"{law.accuracy(times * most):.3f}" for times in (2, 4))
     said.append(f"**Twice as many ({2 * most:,.0f}) would bring about {twice}, four times {four}** (95 % intervals).")
     if tested:
-        by_chance = NORMAL * math.sqrt(now * (1 - now) / tested)
+        by_chance = normal_quantile() * math.sqrt(now * (1 - now) / tested)
         said.append(f"Other test images than these {tested:,} would move all of that alike, by up to {by_chance:.3f}.")
     goal = next((goal for goal in GOALS if goal > law.accuracy(2 * most).value), 1.0)
     needed = law.images(goal)
@@ -96,7 +95,7 @@ def _more_images(question: Question, groups: Sequence[Group]) -> tuple[str, Grou
 
 def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
     """What the runs say of the best arm, and the arm to take."""
-    metric, sign = question.metric, _sign(question.metric)
+    metric, sign = question.metric, 1 if higher_is_better(question.metric) else -1
     scored = [group for group in alike if group.scores(metric)]
     best = max(scored, key=lambda group: sign * float(np.mean(group.scores(metric))))
     level = _level(metric, float(np.mean(best.scores(metric))))
@@ -136,10 +135,6 @@ def _best(question: Question, alike: Sequence[Group]) -> tuple[str, Group]:
         why = f", the cheapest of them ({'; '.join(filter(None, cost))})"
     said.append(f"Until then take **{take.name}**{why}.")
     return " ".join(said) + one_run, take
-
-
-def _sign(metric: str) -> int:
-    return -1 if metric.rpartition("/")[2] in LOWER_IS_BETTER else 1
 
 
 def _is_share(metric: str) -> bool:

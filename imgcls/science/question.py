@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Question:
         """Over what every arm is repeated."""
         return Replicates(self.seeds, self.folds, self.repeats)
 
-    @property
+    @cached_property
     def arms(self) -> dict[str, Arm]:
         """The arms by name: the baseline, then the others, numbers in order; of each file all values of the axes."""
         paths = {path.stem: path for path in self.folder.glob("*.yaml")}

@@ -90,6 +90,11 @@ def _student_quantile(freedom: float) -> float:
     return float(scipy.special.stdtrit(freedom, (1 + LEVEL) / 2))  # scipy.stats, which calls it too, loads for a second
 
 
+def normal_quantile() -> float:
+    """By how many standard deviations an interval reaches to each side, of a variance that is known."""
+    return float(scipy.special.ndtri((1 + LEVEL) / 2))
+
+
 def compare_scores(group: Sequence[float], baseline: Sequence[float], paired: bool = False) -> Comparison:
     """Welch's t-test and interval of the means of two groups of scores; `paired` as in `compare_images`."""
     difference = float(np.mean(group) - np.mean(baseline))
@@ -137,7 +142,7 @@ def compare_images(group: np.ndarray, baseline: np.ndarray, paired: bool = False
     if len(group) == len(baseline) == 1:
         gains, losses = int((of_image > 0).sum()), int((of_image < 0).sum())
         p_value = scipy.stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
-        half = scipy.special.ndtri((1 + LEVEL) / 2) * math.sqrt(image_variance)
+        half = normal_quantile() * math.sqrt(image_variance)
         interval = Estimate(difference, difference - half, difference + half)
         return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
     several = [right for right in (group, baseline) if len(right) > 1]

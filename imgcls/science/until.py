@@ -13,7 +13,7 @@ from imgcls.science.comparison import compare_groups
 from imgcls.science.groups import Group
 from imgcls.science.planning import narrow_enough
 from imgcls.science.question import Question, by_values
-from imgcls.science.statistics import LEVEL, Comparison
+from imgcls.science.statistics import LEVEL, Comparison, normal_quantile
 
 MOST = 20  # times the runs of the question, where no budget is given
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -48,7 +48,7 @@ class Interval:
         if design is None:
             return 0.0
         stays = _least(design.of_images + design.of_both, (design.images or design.runs[0]) - 1) - design.of_both
-        return 2 * float(scipy.special.ndtri((1 + LEVEL) / 2)) * math.sqrt(max(0.0, stays))
+        return 2 * normal_quantile() * math.sqrt(max(0.0, stays))
 
     def limit(self, width: float) -> str:
         """Why no number of runs brings it to that width, and what would."""
