@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import scipy
 
-from imgcls.science.statistics import LEVEL, Comparison, Design
+from imgcls.science.statistics import LEVEL, Comparison, Design, satterthwaite
 
 POWER = 0.8
 FEWEST = 5  # runs of each group, or splits, whose spread says when to stop
@@ -70,9 +70,7 @@ def detectable(design: Design, runs: float = 1.0, images: float = 1.0) -> float:
     total = seeds + design.of_images / images + both
     freedom = max(1.0, sum(design.runs) * runs - len(design.runs))
     if design.images:
-        others = total - seeds
-        spread = (seeds + both) ** 2 / freedom + others**2 / (design.images * images - 1)
-        freedom = total**2 / spread if spread else math.inf
+        freedom = satterthwaite(total, (seeds + both, freedom), (total - seeds, design.images * images - 1))
     limit = scipy.special.stdtrit(freedom, (1 + LEVEL) / 2)
     return math.sqrt(total) * float(scipy.special.nctdtrinc(freedom, 1 - POWER, limit))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imgcls.science.statistics import Comparison, Design, Estimate, interval, student
+from imgcls.science.statistics import Comparison, Design, Estimate, interval, satterthwaite, student
 
 Images = Sequence[tuple[np.ndarray, np.ndarray]]
 ALSO_TRAINED_ON = 1.1  # what images add to the variance as training images of other folds: as much as simulation asks
@@ -74,6 +74,5 @@ def _parts(scores: Sequence[float], ratio: float, images: Images | None) -> tupl
     alone = [value.var(ddof=1) / len(value) if len(value) > 1 else spread for _, value in images]
     beyond = max(0.0, spread - float(np.mean(alone)))
     rest = (1 / count + ratio) * beyond
-    denominator = of_images**2 / (total - 1) + rest**2 / (count - 1)
-    freedom = (of_images + rest) ** 2 / denominator if denominator else math.inf
+    freedom = satterthwaite(of_images + rest, (of_images, total - 1), (rest, count - 1))
     return Design((count,), total, beyond / count, of_images + ratio * beyond, 0.0), freedom

@@ -95,6 +95,17 @@ def normal_quantile() -> float:
     return float(scipy.special.ndtri((1 + LEVEL) / 2))
 
 
+def satterthwaite(total: float, *parts: tuple[float, float]) -> float:
+    """Degrees of freedom of a total variance, from those of its parts (Satterthwaite, Biometrics 1946).
+
+    Args:
+        total: The variance.
+        parts: The variance of each part, as it was measured, and its degrees of freedom.
+    """
+    denominator = sum(variance**2 / freedom for variance, freedom in parts)
+    return total**2 / denominator if denominator else math.inf
+
+
 def compare_scores(group: Sequence[float], baseline: Sequence[float], paired: bool = False) -> Comparison:
     """Welch's t-test and interval of the means of two groups of scores; `paired` as in `compare_images`."""
     difference = float(np.mean(group) - np.mean(baseline))
@@ -162,8 +173,7 @@ def compare_images(group: np.ndarray, baseline: np.ndarray, paired: bool = False
         residual = min(residual, _residual_variance(group.astype(float) - baseline))
     seed_variance = max(0.0, variance - residual)
     total = seed_variance + image_variance
-    denominator = variance**2 / freedom + image_variance**2 / (count - 1)
-    freedom = total**2 / denominator if denominator else math.inf
+    freedom = satterthwaite(total, (variance, freedom), (image_variance, count - 1))
     of_images = max(0.0, image_variance - residual)
     design = Design((len(group), len(baseline)), count, seed_variance, of_images, image_variance - of_images)
     return student(difference, freedom, "t-test over seeds and test images", design)
@@ -183,8 +193,7 @@ def _seed_variance(group: Sequence[float] | np.ndarray, baseline: Sequence[float
     """Variance of the difference of two means, and Welch's degrees of freedom."""
     parts = [(_mean_variance(g), len(g) - 1) for g in (group, baseline)]
     total = sum(v for v, _ in parts)
-    denominator = sum(v**2 / f for v, f in parts)
-    return total, total**2 / denominator if denominator else float(sum(f for _, f in parts))
+    return total, satterthwaite(total, *parts) if total else float(sum(f for _, f in parts))
 
 
 def _of_same_seeds(
