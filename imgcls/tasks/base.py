@@ -1,0 +1,198 @@
+"""What differs between kinds of labels, in one place: a task. Importing it loads neither torch nor scipy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor, nn
+
+    from imgcls.losses import Loss
+
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Image and class of each label that is given, (P,) int64 each, by image."""
+
+
+class Task(ABC):
+    """How labels of one kind are learnt, predicted, measured and written down.
+
+    A new kind is one class in one file of this package, or in a module of one's own, and `--data.task` names the
+    module. Classifier, data modules, tables and pages ask the task, and know no kind of labels themselves.
+
+    Shapes: N images or B of a batch, K classes. Labels of images are an array (N,) int64 or (N, K) int8, -1 where they
+    are not known; a batch has them as a tensor (B,) int64 or (B, K) float32.
+
+    Attributes:
+        metric: Without its part: by `val/…` a checkpoint is chosen, by `test/…` runs are compared. More is better.
+        metric_name: In words.
+        score_of_class: By which classes are listed, the worst first.
+        fewest_classes: That can be told apart.
+        meaning: Of metrics that this kind alone has, in a few words each.
+    """
+
+    metric = "acc"
+    metric_name = "accuracy"
+    score_of_class = "f1"
+    fewest_classes = 2
+    meaning: Mapping[str, str] = {}
+
+    # labels
+
+    @abstractmethod
+    def pairs(self, label: np.ndarray) -> Pairs:
+        """Image and class of each label that is given."""
+
+    @abstractmethod
+    def text(self, label: np.ndarray, class_names: Sequence[str]) -> list[str]:
+        """The label of each of N images in words, empty where it is not known."""
+
+    @abstractmethod
+    def unknown(self, images: int, num_classes: int) -> np.ndarray:
+        """Labels of images whose labels are not known."""
+
+    @abstractmethod
+    def renumbered(self, label: np.ndarray, number_of: np.ndarray, num_classes: int) -> np.ndarray:
+        """Labels in terms of other classes; not known where an image has a class that is none of them.
+
+        Args:
+            label: Labels in terms of J classes.
+            number_of: Number of each of them among the K classes, (J,) int64; -1: none of them.
+            num_classes: Number of classes K.
+        """
+
+    @abstractmethod
+    def mislabelled(self, label: np.ndarray, wrong: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
+        """A copy in which the images `wrong` (M,) have another label; which, depends on the image and the seed alone."""
+
+    def class_order(self, names: Sequence[str], order: Sequence[str] | None = None) -> list[str]:
+        """Classes in the order of their numbers.
+
+        Args:
+            names: As the data have them, in an order of their own.
+            order: As the user asks for them.
+
+        Raises:
+            UserError: The order is that of other classes, or this kind needs one.
+        """
+        return list(names)
+
+    @abstractmethod
+    def check(self, label: np.ndarray) -> None:
+        """Raise a UserError if labels are of another kind."""
+
+    # learning
+
+    @abstractmethod
+    def loss(self) -> Loss:
+        """The loss where none is asked for."""
+
+    @abstractmethod
+    def scores(self, num_classes: int, stage: str) -> nn.Module:
+        """Metrics of an epoch, see `imgcls.evaluate.scores.Scores`."""
+
+    @abstractmethod
+    def example(self, images: int, num_classes: int) -> Tensor:
+        """Labels of a batch, as many of each class as can be, to measure with."""
+
+    @abstractmethod
+    def hits(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Whether each image of a training batch is predicted right, (B,) bool; labels may be mixed, (B, K)."""
+
+    @abstractmethod
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of predictions from a teacher's, both as logits (B, K); mean over images."""
+
+    # prediction
+
+    def cut(self, num_classes: int) -> Tensor | None:
+        """What logits are compared with to decide on labels, (K,) float32, until validation finds better ones.
+
+        It is kept with the weights, as a buffer of the model. None: nothing is compared with.
+        """
+        return None
+
+    @abstractmethod
+    def probability(self, logits: Tensor) -> Tensor:
+        """Of each class, (B, K)."""
+
+    @abstractmethod
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Of each class, (N, K) float64."""
+
+    @abstractmethod
+    def log_odds(self, probability: Tensor) -> Tensor:
+        """Logits (B, K) of probabilities."""
+
+    @abstractmethod
+    def decided(self, logits: np.ndarray, cut: np.ndarray | None) -> np.ndarray:
+        """Labels of N images, by their logits (N, K) and cuts (K,), both divided by the same temperature."""
+
+    @abstractmethod
+    def confidence(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
+        """Probability (N,) that what was decided of an image is right."""
+
+    @abstractmethod
+    def margin(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
+        """How far each image is from being decided on otherwise, (N,)."""
+
+    def right(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> np.ndarray:
+        """Whether each image is predicted right, (N,) bool."""
+        return (self.decided(logits, cut) == label).reshape(len(label), -1).all(1)
+
+    # measuring
+
+    @abstractmethod
+    def evaluation(
+        self,
+        logits: np.ndarray,
+        label: np.ndarray,
+        class_names: Sequence[str],
+        columns: Mapping[str, Sequence[str]],
+        cut: np.ndarray | None = None,
+        temperature: float = 1.0,
+        class_counts: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """All that logits and labels say of a model, see `imgcls.evaluate.summary.evaluation`."""
+
+    @abstractmethod
+    def calibration(self, logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
+        """The temperature fitted to images, and what it changes, see `imgcls.evaluate.summary.calibration`."""
+
+    @abstractmethod
+    def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:
+        """95 % interval of the kind's metric."""
+
+    @abstractmethod
+    def label_errors(self, probability: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Images whose label is probably wrong, (M,) int64, the surest first; and what it should be, M labels."""
+
+    # showing
+
+    @abstractmethod
+    def mistakes(self, label: np.ndarray, decided: np.ndarray) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
+        """The most frequent kinds of mistakes, for tables.
+
+        Returns:
+            By the titles of two columns rows of two numbers of classes, images with the mistake, and of how many.
+        """
+
+    @abstractmethod
+    def figures(
+        self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]
+    ) -> dict[str, Figure]:
+        """Pictures of what is predicted for N images, by their names."""
+
+    @abstractmethod
+    def caption(
+        self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str], guesses: int
+    ) -> str:
+        """What is said of one image: its best guesses with their probabilities (K,), and what it is."""
+
+    @abstractmethod
+    def telling(self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray) -> tuple[int, int]:
+        """Two classes of one image of which one wants to know where the model sees them, by its probabilities (K,)."""
