@@ -66,8 +66,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def mislabelled(self, label: np.ndarray, wrong: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-        """A copy in which the images `wrong` (M,) have another label; which, depends on the image and the seed alone."""
+    def another(self, label: np.ndarray, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+        """For each of N images another label than its own, at random."""
 
     def class_order(self, names: Sequence[str], order: Sequence[str] | None = None) -> list[str]:
         """Classes in the order of their numbers.
@@ -174,7 +174,9 @@ class Task(ABC):
     # showing
 
     @abstractmethod
-    def mistakes(self, label: np.ndarray, decided: np.ndarray) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
+    def mistakes(
+        self, label: np.ndarray, decided: np.ndarray
+    ) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
         """The most frequent kinds of mistakes, for tables.
 
         Returns:

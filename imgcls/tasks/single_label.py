@@ -33,12 +33,9 @@ class SingleLabel(Task):
     def renumbered(self, label: np.ndarray, number_of: np.ndarray, num_classes: int) -> np.ndarray:  # noqa: D102
         return number_of[label]
 
-    def mislabelled(self, label: np.ndarray, wrong: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-        """The other class is sampled evenly from all others."""
-        shift = np.random.default_rng((seed, 1)).integers(1, num_classes, len(label))
-        noisy = label.copy()
-        noisy[wrong] = (label[wrong] + shift[wrong]) % num_classes
-        return noisy
+    def another(self, label: np.ndarray, num_classes: int, rng: np.random.Generator) -> np.ndarray:
+        """Sampled evenly from all other classes."""
+        return (label + rng.integers(1, num_classes, len(label))) % num_classes
 
     def check(self, label: np.ndarray) -> None:  # noqa: D102
         if label.ndim != 1:
@@ -119,7 +116,9 @@ class SingleLabel(Task):
         found = label_errors(probability, label)
         return found, probability[found].argmax(1)
 
-    def mistakes(self, label: np.ndarray, decided: np.ndarray) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
+    def mistakes(
+        self, label: np.ndarray, decided: np.ndarray
+    ) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
         """Pairs of class and prediction."""
         wrong, images = decided != label, np.bincount(label)
         pairs = Counter(zip(label[wrong].tolist(), decided[wrong].tolist(), strict=True)).most_common()
