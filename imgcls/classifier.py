@@ -1,5 +1,4 @@
 import logging
-import math
 from typing import Any, Literal
 
 import torch
@@ -9,15 +8,15 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from imgcls.errors import UserError
-from imgcls.evaluate.scores import Scores
 from imgcls.finetune.base import FineTune, frozen_modules
 from imgcls.finetune.full import Full
-from imgcls.losses import CrossEntropy, Loss
+from imgcls.losses import Loss
 from imgcls.models.base import BackboneFactory, compile_backbone
 from imgcls.optim import OptimizerFactory, ScheduleFactory, WarmupCosine, fast, parameter_groups, scheduler_config
+from imgcls.tasks import SINGLE_LABEL, find
 from imgcls.training.distillation import Teacher
 from imgcls.training.features import train_on_features
-from imgcls.training.trainer import limited
+from imgcls.training.trainer import total_steps
 
 log = logging.getLogger(__name__)
 Batch = dict[str, Tensor]
@@ -26,16 +25,17 @@ Batch = dict[str, Tensor]
 class Classifier(LightningModule):
     """A backbone, a linear head, and one step for training, validation and test.
 
-    Metrics, as `train/…`, `val/…` and `test/…`: loss, acc (top-1), and outside of training top5 (from six
-    classes on), f1 (macro average) and ece (expected calibration error, 15 bins of equal width).
+    Metrics, as `train/…`, `val/…` and `test/…`: loss, acc (share of images predicted right), and outside of training
+    those of `scores` of the kind of labels.
 
     Args:
         backbone: Images to features; from scratch or pre-trained.
         num_classes: Number of classes K; comes from the data.
         channels: Channels of an image; comes from the data.
         image_size: Side of an image in pixels; comes from the data.
+        task: Kind of labels; comes from the data.
         finetune: Which parts of the backbone are trained, and how fast.
-        loss: Loss of logits and labels.
+        loss: Loss of logits and labels. Default: that of the kind of labels.
         teacher: A trained run to learn from as well.
         optimizer: The optimiser, without learning rate and weight decay.
         schedule: Learning rate by optimiser step; torch's ReduceLROnPlateau: by the loss of each validation.
@@ -43,11 +43,17 @@ class Classifier(LightningModule):
         weight_decay: Of all weights but norms and biases.
         dropout: Before the head.
         class_weights: Weight of each class in the loss; `balanced`: inversely proportional to its frequency
-            in the training part, with mean 1 over the images.
+            in the training part, with mean 1 over their labels.
         flip_at_test: Outside of training, average the logits of an image and of its mirror image.
         compile: Compile the backbone in the first epoch, and again where a part joins the training later.
         channels_last: Order of images and weights in memory. Default: with convolutions, up to twice as fast in it.
+
+    Attributes:
+        task: The kind of labels.
+        cut: What logits are compared with to decide on labels, (K,), chosen in validation, where the kind does that.
     """
+
+    cut: Tensor | None
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class Classifier(LightningModule):
         num_classes: int,
         channels: int,
         image_size: int,
+        task: str = SINGLE_LABEL,
         finetune: FineTune | None = None,
         loss: Loss | None = None,
         teacher: Teacher | None = None,
@@ -69,7 +76,8 @@ class Classifier(LightningModule):
         channels_last: bool | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
+        self.task = find(task)
+        if num_classes < self.task.fewest_classes:
             raise UserError(
                 "data: has one class only, and a classifier tells at least two apart; is --data.root the folder whose "
                 "sub-folders are the classes?"
@@ -80,7 +88,7 @@ class Classifier(LightningModule):
         self.automatic_optimization = not self.finetune.solves
         self.head = self.finetune.head(self.backbone.num_features, num_classes)
         self.trained = self.finetune.prepare(self.backbone)
-        self.loss, self.teacher = loss or CrossEntropy(), teacher
+        self.loss, self.teacher = loss or self.task.loss(), teacher
         self.optimizer, self.schedule, self.lr, self.weight_decay = optimizer, schedule, lr, weight_decay
         self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
@@ -93,7 +101,8 @@ class Classifier(LightningModule):
         self.register_buffer("class_weight", weight, persistent=False)
         self.train_totals: Tensor | None = None
         self.compiled, self.largest_batch = False, 0
-        self.metrics = nn.ModuleDict({stage: Scores(num_classes, stage) for stage in ("val", "test")})
+        self.register_buffer("cut", self.task.cut(num_classes))
+        self.metrics = nn.ModuleDict({stage: self.task.scores(num_classes, stage) for stage in ("val", "test")})
         self._freeze(epoch=0)
         self.train()  # Lightning starts in the mode that it finds: frozen parts must be in eval mode already
         if self.channels_last:
@@ -216,8 +225,7 @@ class Classifier(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             loss = self.teacher.combine(loss, logits, self.teacher.logits(batch["image"], data.mean, data.std))
         with torch.no_grad():
-            hard = label if label.ndim == 1 else label.argmax(1)
-            right = (logits.argmax(1) == hard).sum().float()
+            right = self.task.hits(logits, label).sum().float()
             totals = torch.stack((loss.detach().float() * len(label), right, torch.full_like(right, len(label))))
             self.train_totals = totals if self.train_totals is None else self.train_totals.to(totals) + totals
         if self.finetune.solves:
@@ -281,6 +289,8 @@ class Classifier(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log each metric once; torchmetrics sums over all processes. A schedule that watches the loss is told it."""
         found = self._log_epoch("val")
+        if self.cut is not None:
+            self.cut.copy_(self.metrics["val"].best_cut())  # type: ignore[operator]
         schedule = self.lr_schedulers() if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking else None
         if isinstance(schedule, ReduceLROnPlateau):
             schedule.step(found["val/loss"])
@@ -298,25 +308,12 @@ class Classifier(LightningModule):
         self._log_position()
         found = self.metrics[stage].collect()  # type: ignore[operator]
         for name, value in found.items():
-            self.log(name, value, prog_bar=name in ("val/loss", "val/acc"))
+            self.log(name, value, prog_bar=name in ("val/loss", f"val/{self.task.metric}"))
         return found
 
     def total_steps(self) -> int:
-        """Optimiser steps of the whole run, from lengths alone.
-
-        Lightning's own estimate builds the loader's iterator, which breaks a resumed position.
-        """
-        trainer = self.trainer
-        data, every = trainer.datamodule, trainer.accumulate_grad_batches  # type: ignore[attr-defined]
-        batches = limited(len(data.train_dataloader()), trainer.limit_train_batches)
-        counts = {"overfit_batches" if trainer.overfit_batches else "limit_train_batches": batches}  # type: ignore[attr-defined]
-        counts |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": every}
-        if none := [option for option, count in counts.items() if count == 0]:
-            raise UserError(f"--trainer.{none[0]}: leaves no step to train; give more")
-        of_epochs = math.ceil(batches / every) * (trainer.max_epochs or 0)
-        if not (given := [steps for steps in (trainer.max_steps, of_epochs) if steps > 0]):
-            raise UserError("--trainer.max_epochs: give a number from 1 on; the schedule needs to know the last step")
-        return min(given)  # what comes first ends the run
+        """Optimiser steps of the whole run."""
+        return total_steps(self.trainer)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""
@@ -330,11 +327,11 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
-        total_steps = self.total_steps()
+        steps = self.total_steps()
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()
-        schedule = scheduler_config(self.schedule, optimizer, total_steps)
+        schedule = scheduler_config(self.schedule, optimizer, steps)
         if "monitor" in schedule:
             validated = self.trainer.limit_val_batches and len(self.trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
             if not validated:

@@ -35,11 +35,12 @@ from imgcls.finetune.base import Features
 from imgcls.finetune.logistic_probe import LogisticProbe
 from imgcls.models.cnn import CNN
 from imgcls.models.timm import TimmBackbone
-from imgcls.runs.predictions import probabilities
 from imgcls.system.allocator import keep_freed_memory
+from imgcls.tasks import SINGLE_LABEL, find
 
 from .imagenet_weights import efficientnet_lite0
 
+KIND = find(SINGLE_LABEL)
 Way = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]  # feature, probability, count, seed to positions
 
 
@@ -98,7 +99,11 @@ class Probe:
         with torch.no_grad():
             right = head(self.test.feature[:, 0]).argmax(1) == self.test.label
             logits = head(self.train.feature[:, 0])
-        return self.train.feature[:, 0].numpy(), probabilities(logits.numpy()), right.double().mean().item()
+        return (
+            self.train.feature[:, 0].numpy(),
+            KIND.probabilities(logits.numpy()),
+            right.double().mean().item(),
+        )
 
 
 class Network:
@@ -122,7 +127,11 @@ class Network:
         with torch.no_grad():
             right = model.head(test.feature[:, 0]).argmax(1) == test.label
             logits = model.head(pool.feature[:, 0])
-        return pool.feature[:, 0].numpy(), probabilities(logits.numpy()), right.double().mean().item()
+        return (
+            pool.feature[:, 0].numpy(),
+            KIND.probabilities(logits.numpy()),
+            right.double().mean().item(),
+        )
 
 
 def _data(root: str, **options) -> TorchvisionData:

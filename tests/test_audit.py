@@ -18,6 +18,7 @@ from imgcls.evaluate.label_errors import confident_class, label_errors
 from imgcls.images.survey import survey
 from imgcls.runs.held_out import held_out
 from imgcls.runs.run import find_runs
+from imgcls.tasks import SINGLE_LABEL, find
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows
@@ -466,9 +467,9 @@ def test_classes_in_another_order_are_matched_by_name_and_runs_averaged(tmp_path
         (run / "predictions/val.csv").write_text("index,path\n0,x\n1,y\n")
         logits = np.log([[0.9, 0.1], [0.2, 0.8]])
         np.savez(run / "predictions/val.npz", logits=logits, label=np.zeros(2), index=np.arange(2))
-    found = held_out(find_runs([str(tmp_path)]), [], ["y", "z", "x"], ["a", "b"])
+    found = held_out(find_runs([str(tmp_path)]), [], ["y", "z", "x"], ["a", "b"], find(SINGLE_LABEL))
     assert np.isnan(found[1]).all() and np.allclose(found[[2, 0]], 0.5)
-    first = held_out(find_runs([str(tmp_path / "1")]), [], ["x"], ["a", "b"])
+    first = held_out(find_runs([str(tmp_path / "1")]), [], ["x"], ["a", "b"], find(SINGLE_LABEL))
     assert np.allclose(first, [[0.1, 0.9]])
 
 

@@ -15,7 +15,7 @@ from imgcls.finetune.linear_probe import LinearProbe
 from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.models.cnn import CNN
 from imgcls.optim import OneCycle, Steps, WarmupCosine, parameter_groups
-from imgcls.runs.predictions import probabilities
+from imgcls.tasks import SINGLE_LABEL, find
 from imgcls.training.trainer import Trainer
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]])
@@ -169,7 +169,7 @@ def test_metrics_agree_with_scikit_learn():
     )
     loss = nn.functional.cross_entropy(logits, torch.from_numpy(label))
     assert result["test/loss"] == pytest.approx(loss.item(), rel=1e-5)
-    probability = probabilities(logits.numpy())
+    probability = find(SINGLE_LABEL).probabilities(logits.numpy())
     confidence, right = probability.max(1), prediction == label
     bins = np.minimum((confidence * 15).astype(int), 14)
     ece = sum(abs(right[bins == b].mean() - confidence[bins == b].mean()) * (bins == b).mean() for b in set(bins))

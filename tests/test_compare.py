@@ -17,7 +17,7 @@ from scipy import stats
 
 from imgcls.data.sample import SampleData
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import write_predictions
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.record import add_metrics
 from imgcls.runs.run import find_runs
 from imgcls.science.comparison import disagreements, judged, per_class
@@ -235,10 +235,9 @@ def write_run(folder: Path, right: np.ndarray, seed: int, **settings) -> None:
     run.config.write_text(yaml.safe_dump(config))
     label = np.arange(len(right)) % 4
     logits = np.eye(4, dtype=np.float32)[np.where(right, label, (label + 1) % 4)]
-    write_predictions(
-        run.predictions / "test.csv", logits, label, np.arange(len(right)), [f"a,{i}.png" for i in range(len(right))],
-        ["<b>cat</b>", "dog", "fox", "owl"],
-    )  # fmt: skip
+    names = [f"a,{i}.png" for i in range(len(right))]
+    predicted = Predictions(logits, label, np.arange(len(right)))
+    predicted.write(run.predictions / "test.csv", names, ["<b>cat</b>", "dog", "fox", "owl"])
     run.metrics_json.write_text(json.dumps({"test/acc": float(right.mean()), "val/acc": 0.5}))
     data = {"data": "abc", "test": "def", "class_names": ["<b>cat</b>", "dog", "fox", "owl"]}
     run.environment.write_text(json.dumps({"data": data}))

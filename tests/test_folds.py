@@ -21,6 +21,7 @@ from imgcls.images.decode import ResizeCrop
 from imgcls.images.derived import FeatureSource, JoinedSource
 from imgcls.runs.held_out import held_out
 from imgcls.runs.run import find_runs
+from imgcls.tasks import SINGLE_LABEL, find
 
 from .conftest import QUIET, ROOT, write_image
 from .test_audit import jpeg, picture
@@ -326,7 +327,8 @@ def test_runs_of_all_folds_together_have_each_image_tested_once(imgcls, clinic, 
     assert code == 0, err
     (group,) = json.loads(Path("found.json").read_text())["groups"]
     assert len(group["scores"]) == 2
-    probability = held_out(find_runs(["runs"], "--run"), [], [row["path"] for row in clinic], ["a", "b", "c"])
+    names = [row["path"] for row in clinic]
+    probability = held_out(find_runs(["runs"], "--run"), [], names, ["a", "b", "c"], find(SINGLE_LABEL))
     assert probability.shape == (60, 3) and not np.isnan(probability).any()
     code, _, err = imgcls("audit", "--run", "runs")
     assert code == 0, err

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
-from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
+from imgcls.evaluate.confusion import confusion_matrix
 from imgcls.pages.figures import confusion_figure, save
 from imgcls.pages.report import write_report
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import probabilities, write_predictions
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.record import add_metrics, add_summary, best_row, read_metrics
 from imgcls.system.files import write_json
 
@@ -20,13 +20,14 @@ def test_confusion_matrix_agrees_with_scikit_learn():
 
 
 def test_worst_mistakes_are_wrong_and_most_confident_first():
-    probability = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    assert worst_mistakes(probability, np.array([1, 0, 0, 0]), 2).tolist() == [0, 1]
-    assert worst_mistakes(probability, probability.argmax(1), 2).tolist() == []
+    logits = np.log([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    assert Predictions(logits, np.array([1, 0, 0, 0]), np.arange(4)).worst_mistakes(2).tolist() == [0, 1]
+    assert Predictions(logits, logits.argmax(1), np.arange(4)).worst_mistakes(2).tolist() == []
 
 
 def test_softmax_holds_for_large_logits():
-    np.testing.assert_allclose(probabilities(np.array([[1000.0, 1000.0, -1000.0]])), [[0.5, 0.5, 0.0]])
+    found = Predictions(np.array([[1000.0, 1000.0, -1000.0]]), np.zeros(1, int), np.zeros(1, int)).probability
+    np.testing.assert_allclose(found, [[0.5, 0.5, 0.0]])
 
 
 def test_metrics_keep_one_row_per_epoch_and_split(tmp_path):
@@ -53,7 +54,7 @@ def test_a_summary_is_valid_json_even_when_training_failed(tmp_path):
 
 def test_prediction_tables_quote_what_data_brings(tmp_path):
     path = tmp_path / "p.csv"
-    write_predictions(path, np.array([[2.0, 1.0]]), np.array([1]), np.array([0]), ['a, "b".png'], ["x,y", "z"])
+    Predictions(np.array([[2.0, 1.0]]), np.array([1]), np.array([0])).write(path, ['a, "b".png'], ["x,y", "z"])
     assert path.read_text().splitlines()[1] == '0,"a, ""b"".png",1,0,0.731059,z,"x,y"'
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from imgcls.evaluate.accuracy import interval
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import write_predictions
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.record import add_summary
 from imgcls.training import progress
 from imgcls.training.progress import Bar, Screen
@@ -134,7 +134,7 @@ def test_names_are_text_and_many_classes_stay_short():
     label = np.array([3] * 7 + [5] * 4 + [6, 6, 8])
     prediction = np.array([4] * 6 + [3] + [7] * 3 + [5] + [9, 9, 8])
     logits = np.eye(1000, dtype=np.float32)[prediction]
-    write_predictions(run.predictions / "val.csv", logits, label, np.arange(14), [""] * 14, names)
+    Predictions(logits, label, np.arange(14)).write(run.predictions / "val.csv", [""] * 14, names)
     add_summary(run, {"val/acc": 3 / 14, "val/loss": None, "val/top5": 0.5})
     screen = Screen()
     screen.console = Console(file=(file := io.StringIO()), width=80, **progress.PLAIN)

@@ -26,7 +26,7 @@ from imgcls.models.cnn import CNN
 from imgcls.runs.environment import environment
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data
-from imgcls.runs.predictions import write_predictions
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.record import add_summary
 from imgcls.system.files import write_atomic, write_json
 
@@ -136,6 +136,6 @@ def train(task: Task, peer: Peer, seed: int, out: RunFolder) -> None:
     record = {"class": type(data).__name__, "class_names": data.class_names, **data.fingerprint}
     write_atomic(out.config, yaml.safe_dump({"seed_everything": seed, "peer": peer.words}))
     write_json(out.environment, environment(seed, record, {}))
-    write_predictions(out.predictions / "test.csv", logits, label, index, source.names, data.class_names)
+    Predictions(logits, label, index).write(out.predictions / "test.csv", source.names, data.class_names)
     seconds = time.perf_counter() - start
     add_summary(out, {"test/acc": float((logits.argmax(1) == label).mean()), "fit/seconds": seconds})

@@ -61,7 +61,7 @@ def best_batch_size(model: Classifier, data: ImageDataModule, device: torch.devi
 
 def _seconds_of_a_step(model: Classifier, data: ImageDataModule, size: int, device: torch.device) -> float:
     image = torch.zeros(size, data.channels, data.train_size, data.train_size, device=device)
-    label = torch.arange(size, device=device) % data.num_classes
+    label = data.kind.example(size, data.num_classes).to(device)
     optimizer = model.build_optimizer()
     seconds = []
     for _ in range(4):

@@ -10,7 +10,7 @@ from imgcls.cli.configs import config_files, read_config
 from imgcls.system.modules import class_named
 
 LAST = ("model", "data", "checkpoint", "last_checkpoint", "nonfinite", "trainer")
-GIVEN = {"data": {"seed"}, "model": {"num_classes", "channels", "image_size"}}  # by the run, and by the data
+GIVEN = {"data": {"seed"}, "model": {"num_classes", "channels", "image_size", "task"}}  # by the run, and by the data
 FORMS = "\n--config brings data and model; their options, which need no `init_args`, are:\n\n"
 
 

@@ -27,6 +27,7 @@ from imgcls.cli.messages import explain
 from imgcls.cli.quiet import finish_wandb, kept_messages, show_libraries
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION
+from imgcls.data.options import FROM_DATA
 from imgcls.errors import UserError, refusal, user_error
 from imgcls.runs.environment import without_keys
 from imgcls.runs.folder import RunFolder
@@ -191,7 +192,7 @@ class LightningVerb(LightningCLI, ABC):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Checkpoints, and the links by which data and model meet."""
         every = {"auto_insert_metric_name": False, "enable_version_counter": False}
-        best = {"filename": "best", "monitor": "val/acc", "mode": "max", **every}
+        best = {"filename": "best", "monitor": "auto", "mode": "max", **every}
         # with save_last, Lightning would write last.ckpt only when best.ckpt is written too
         last = {"filename": "last", "save_on_train_epoch_end": True, **every}
         for key, kind, defaults in (("checkpoint", BestCheckpoint, best), ("last_checkpoint", LastCheckpoint, last)):
@@ -199,7 +200,7 @@ class LightningVerb(LightningCLI, ABC):
             parser.set_defaults({f"{key}.{k}": v for k, v in defaults.items()})
         parser.add_lightning_class_args(NonFinite, "nonfinite")
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        for fact in ("num_classes", "channels", "image_size"):
+        for fact in FROM_DATA:
             parser.link_arguments(f"data.{fact}", f"model.init_args.{fact}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -278,6 +279,9 @@ class LightningVerb(LightningCLI, ABC):
         if self.trains and config.trainer.max_epochs == "auto":
             epochs = choose_max_epochs(self.model, self.datamodule, config.trainer)
             config.trainer.max_epochs = self.unresolved.trainer.max_epochs = epochs
+        if config.checkpoint.monitor == "auto":
+            monitor = f"val/{self.datamodule.kind.metric}"
+            config.checkpoint.monitor = self.unresolved.checkpoint.monitor = monitor
         text = self._resolved()
         if self.trains:
             others = build_loggers(self.logger_config, self.run, self._experiment(), text)

@@ -39,16 +39,16 @@ class Seen:
     Attributes:
         index: Their numbers in the source, (N,) int64.
         feature: (N, F) float32.
-        best: The two most probable classes, the first one first, (N, 2) int64.
-        confidence: Their probabilities, calibrated if the run is, (N, 2) float64.
+        probability: Of each class, calibrated if the run is, (N, K) float64.
+        decided: Labels that are predicted.
         broken: Why images cannot be read, by number.
         copies: How many further images look like one of them.
     """
 
     index: np.ndarray
     feature: np.ndarray
-    best: np.ndarray
-    confidence: np.ndarray
+    probability: np.ndarray
+    decided: np.ndarray
     broken: dict[int, str]
     copies: int
 
@@ -91,7 +91,7 @@ class Annotate(LightningVerb):
             raise UserError(f"annotate: the run's own data holds all {len(index)} images; none is left to label")
         data.parts["test"] = source, left
         seen = self._look(checkpoint)
-        margin = seen.confidence[:, 0] - seen.confidence[:, 1]
+        margin = data.kind.margin(seen.probability, seen.decided)
         chosen = choose(seen.feature, margin, count, self.config_init.seed_everything)
         left_out = {"in the run's own data": len(labelled), "unreadable": len(seen.broken), "as copies": seen.copies}
         said = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
@@ -107,7 +107,7 @@ class Annotate(LightningVerb):
         model: Any = precision.convert_module(with_weights(self.model, checkpoint, device, "--ckpt_path"))
         scaled_by, total = temperature(self.run, checkpoint), len(data.parts["test"][1])
         feature, index = np.empty((total, model.backbone.num_features), np.float32), np.empty(total, np.int64)
-        best, confidence = np.empty((total, 2), np.int64), np.empty((total, 2))
+        logits = np.empty((total, data.num_classes), np.float32)
         broken: dict[int, str] = {}
         known: set[bytes] = set()
         done = 0
@@ -123,19 +123,21 @@ class Annotate(LightningVerb):
                 if new:
                     image = data.normalize(batch["image"][new].to(device)).to(model.dtype)
                     features = model.features(image)
-                    logits = model.logits(image if model.flip_at_test else features)
-                    two = (logits.double() / scaled_by).softmax(1).topk(2)
+                    found = model.logits(image if model.flip_at_test else features)
                     rows = slice(done, done := done + len(new))
                     feature[rows], index[rows] = features.float().cpu(), batch["index"][new]
-                    best[rows], confidence[rows] = two.indices.cpu(), two.values.cpu()
+                    logits[rows] = found.cpu()
                 bar.update(task, advance=len(batch["index"]), refresh=True)
         if not done:
             names = data.parts["test"][0].names
             reasons = [f"{names[number]} ({reason})" for number, reason in broken.items()]
             raise UserError(f"annotate: no image can be read: {first_of(reasons)}")
-        if not (np.isfinite(feature[:done]).all() and np.isfinite(confidence[:done]).all()):
+        if not (np.isfinite(feature[:done]).all() and np.isfinite(logits[:done]).all()):
             raise UserError(f"{checkpoint}: gives features that are no finite numbers; did its training diverge?")
-        return Seen(index[:done], feature[:done], best[:done], confidence[:done], broken, total - done - len(broken))
+        cut = None if model.cut is None else model.cut.cpu().numpy()
+        decided = model.task.decided(logits[:done], cut)
+        probability = model.task.probabilities(logits[:done] / scaled_by)
+        return Seen(index[:done], feature[:done], probability, decided, broken, total - done - len(broken))
 
 
 main = Annotate.main
@@ -184,24 +186,22 @@ def _write(folder: Path, data: ImageDataModule, seen: Seen, chosen: np.ndarray, 
     source, names, skipped = data.parts["test"][0], data.class_names, folder / "annotate.skipped.csv"
     if seen.broken or skipped.exists():
         write_table(skipped, SKIPPED, [(source.names[number], why) for number, why in sorted(seen.broken.items())])
-    numbers, best, confidence = seen.index[chosen].tolist(), seen.best[chosen], seen.confidence[chosen].tolist()
-    rows = [
-        {
-            "rank": rank,
-            "path": source.names[number],
-            "label": "",
-            "prediction": names[first],
-            "confidence": round(probability, 6),
-            "second": names[second],
-            "confidence_of_second": round(of_second, 6),
-            "uncertainty": round(1 - probability + of_second, 6),
-        }
-        for rank, (number, (first, second), (probability, of_second)) in enumerate(
-            zip(numbers, best.tolist(), confidence, strict=True), 1
-        )
-    ]
+    task, numbers = data.kind, seen.index[chosen].tolist()
+    probability, decided = seen.probability[chosen], seen.decided[chosen]
+    second = task.runner_up(probability, decided)
+    columns = {
+        "rank": range(1, len(numbers) + 1),
+        "path": [source.names[number] for number in numbers],
+        "label": [""] * len(numbers),
+        "prediction": task.text(decided, names),
+        "confidence": task.confidence(probability, decided).round(6).tolist(),
+        "second": [names[k] for k in second.tolist()],
+        "confidence_of_second": probability[np.arange(len(second)), second].round(6).tolist(),
+        "uncertainty": (1 - task.margin(probability, decided)).round(6).tolist(),
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
-    counts = (np.bincount(of, minlength=len(names)).tolist() for of in (best[:, 0], seen.best[:, 0]))
+    counts = (np.bincount(task.pairs(of)[1], minlength=len(names)).tolist() for of in (decided, seen.decided))
     facts = {
         "compared": len(seen.index),
         "left_out": left_out,

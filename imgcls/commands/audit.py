@@ -9,30 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from imgcls.cli.arguments import configures, gives, take
 from imgcls.cli.configs import as_config, config_files, expand_configs, read_config
 from imgcls.cli.lightning import LightningVerb
+from imgcls.data.audited import PARTS, Images
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.clean_table import add_column, write_clean_table
 from imgcls.data.folder import names_classes
 from imgcls.errors import UserError, printable
 from imgcls.evaluate.cleaning import Reason, clean, disagreeing, together
 from imgcls.evaluate.duplicates import groups_of, members, near_duplicates
-from imgcls.evaluate.label_errors import label_errors
-from imgcls.images.survey import survey
 from imgcls.pages.audit_page import FOUND, write_page
 from imgcls.runs.held_out import held_out
 from imgcls.runs.run import find_runs
 from imgcls.system.files import write_json
 
 log = logging.getLogger(__name__)
-PARTS: tuple[Part, ...] = ("test", "val", "train")  # of copies, the one in the earlier part is kept
 OF_LABELLED = {"two_labels", "leaks", "near_leaks", "label_errors"}  # what images without labels and parts cannot have
 BLANK = 1.0  # gray levels by which the pixels of a blank image differ, standard deviation
 TINY = 0.25  # the shorter side as a share of the median one
 LONG = 4.0  # the longer side by the shorter one
+NO_LABEL = "(no label)"
 Found = dict[str, int]
 
 
@@ -94,67 +92,6 @@ class Audit(LightningVerb):
 main = Audit.main
 
 
-class Images:
-    """Every image of a data set, once, in the order of `PARTS`.
-
-    Args:
-        data: The data module.
-
-    Attributes:
-        parts: Those of `PARTS` that there are; images without labels have one alone.
-        rank: Number of its part in `parts`, (N,) int64.
-        number: Of each image in its part's source, (N,) int64.
-        label: (N,) int64; -1 of all images without labels.
-        group: See `Source`; -1: none.
-        class_names: None of images without labels.
-        names: N names.
-        size, mode, digest, gray, reason: See `Survey`.
-    """
-
-    def __init__(self, data: ImageDataModule) -> None:
-        self.value_range = data.resize_crop("test").value_range
-        self.parts = [part for part in PARTS if part in data.parts]
-        self.sources = [data.parts[part][0] for part in self.parts]
-        indices = [np.sort(data.parts[part][1]) for part in self.parts]
-        self.rank = np.repeat(np.arange(len(self.parts)), [len(index) for index in indices])
-        self.number = np.concatenate(indices)
-        self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
-        groups = [np.full(len(s), -1) if s.group is None else s.group for s in self.sources]
-        self.group = np.concatenate([group[i] for group, i in zip(groups, indices, strict=True)])
-        self.class_names = data.class_names if (self.label >= 0).any() else []
-        self.names = [s.names[k] for s, index in zip(self.sources, indices, strict=True) for k in index.tolist()]
-        looked = []
-        for part, source, index in zip(self.parts, self.sources, indices, strict=True):
-            log.info(f"audit: reading {len(index)} images" + (f" of the {part} part" if self.class_names else ""))
-            looked.append(survey(source, index, data.num_workers, self.value_range))
-        self.size, self.digest, self.gray = (
-            np.concatenate([getattr(found, name) for found in looked]) for name in ("size", "digest", "gray")
-        )
-        self.mode = [mode for found in looked for mode in found.mode]
-        self.reason = [reason for found in looked for reason in found.reason]
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def part(self, position: int) -> Part | None:
-        """Part of an image, if it has a label."""
-        return self.parts[self.rank[position]] if self.class_names else None
-
-    def picture(self, position: int) -> Image.Image:
-        """Pixels of an image."""
-        source, number = self.sources[self.rank[position]], int(self.number[position])
-        return source.original(number, self.value_range).image
-
-    def telling_first(self, groups: list[list[int]]) -> list[list[int]]:
-        """Groups over several parts before those over several classes, and the others last."""
-        return sorted(groups, key=lambda g: (len(set(self.rank[g])) == 1, len(set(self.label[g])) == 1))
-
-    def facts(self, position: int) -> dict[str, Any]:
-        """Part, name and label of an image."""
-        label = self.class_names[self.label[position]] if self.class_names else None
-        return {"part": self.part(position), "name": self.names[position], "label": label}
-
-
 def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[Path], drop_label_errors: bool) -> Found:
     """Look through all images of a data set and write audit.html, audit.json and clean.csv.
 
@@ -187,22 +124,24 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     near = groups_of(pairs, len(images))
     compared = time.perf_counter()
     known = suspects = np.empty(0, np.int64)
-    probability = np.empty((len(images), 0))
+    suspected: list[dict[str, Any]] = []
     if runs or predictions:
         if not images.class_names:
             raise UserError("--run, --predictions: tell of labels that are wrong, and these images have none")
-        probability = held_out(predicted_by, predictions, images.names, data.class_names)
+        probability = held_out(predicted_by, predictions, images.names, data.class_names, data.kind)
         known = np.flatnonzero(~np.isnan(probability[:, 0]))
-        suspects = known[label_errors(probability[known], images.label[known])]
-        named = (images.class_names[k] for k in probability[suspects].argmax(1))
+        found_at, suggested = data.kind.label_errors(probability[known], images.label[known])
+        suspects = known[found_at]
+        suspected = _suspects(images, suspects, probability[suspects], suggested)
+        named = [row["suggested"] or NO_LABEL for row in suspected]
         add_column(images.sources, "suggested", zip(images.rank[suspects], images.number[suspects], named, strict=True))
     wrong = np.zeros(len(images), bool)
     wrong[suspects] = [drop_label_errors and images.part(k) == "train" for k in suspects.tolist()]
-    reason, of = clean(images.rank, images.label, exact, near, broken, wrong)
+    reason, of = clean(images.rank, images.said, exact, near, broken, wrong)
 
     left_out = np.flatnonzero(reason != Reason.KEPT).tolist()
     copies, alike = images.telling_first(members(exact)), images.telling_first(members(near))
-    two_labels = [g for g in copies if disagreeing(exact[g], images.label[g]).any()]
+    two_labels = [g for g in copies if disagreeing(exact[g], images.said[g]).any()]
     counted = Counter(reason.tolist())
     found: Found = {
         "broken": int(broken.sum()),
@@ -227,7 +166,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
             {"first": images.names[i], "second": images.names[j], "likeness": round(float(s), 4), "mirrored": bool(m)}
             for (i, j), s, m in zip(pairs.tolist(), likeness, mirrored, strict=True)
         ],
-        "label_errors": _suspects(images, suspects, probability),
+        "label_errors": suspected,
         "predicted": len(known),
         "left_out": [images.facts(k) | _why(images, k, reason, of) for k in left_out],
     }
@@ -237,6 +176,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     table = [(part, source, images.number[chosen], group[chosen]) for part, source, chosen in rows]
     clean_table = result["clean"] = write_clean_table(out, table[::-1], images.class_names)
     clean_table["folds"] = f"--data.group_column={clean_table['group_column']} --data.folds=5 --data.fold=0 "
+    clean_table["options"] = data.kind.options if images.class_names else ""
     clean_table["folds"] += "--data.fold_part=test" + ("" if data.has_official("test") else " --data.split_column=none")
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()
@@ -286,9 +226,10 @@ def _overview(images: Images, broken: np.ndarray) -> dict[str, Any]:
 def _of_classes(images: Images, parts: dict[Part, np.ndarray]) -> dict[str, Any]:
     """How many images the parts, given as (N,) bool, have of each class."""
     count = len(images.class_names)
-    counts = {part: np.bincount(images.label[of], minlength=count).tolist() for part, of in parts.items()}
+    labels = {part: images.task.pairs(images.label[of])[1] for part, of in parts.items()}
+    counts = {part: np.bincount(given, minlength=count).tolist() for part, given in labels.items()}
     return {
-        "images": {part: sum(number) for part, number in counts.items()},
+        "images": {part: int(of.sum()) for part, of in parts.items()},
         "classes": {part: dict(zip(images.class_names, number, strict=True)) for part, number in counts.items()},
         "largest_to_smallest_class": max(counts["train"]) / max(1, min(counts["train"])),
     }
@@ -300,16 +241,19 @@ def _range(values: np.ndarray) -> dict[str, float]:
     return {"least": int(values.min()), "median": float(np.median(values)), "most": int(values.max())}
 
 
-def _suspects(images: Images, suspects: np.ndarray, probability: np.ndarray) -> list[dict[str, Any]]:
+def _suspects(
+    images: Images, suspects: np.ndarray, probability: np.ndarray, suggested: np.ndarray
+) -> list[dict[str, Any]]:
     """Images with a label that is probably wrong, and what the models say in its place."""
+    task, label = images.task, images.label[suspects]
+    columns = {
+        "suggested": task.text(suggested, images.class_names),
+        "probability_of_label": task.confidence(probability, label).tolist(),
+        "probability_of_suggested": task.confidence(probability, suggested).tolist(),
+    }
+    rows = zip(*columns.values(), strict=True)
     return [
-        images.facts(k)
-        | {
-            "suggested": images.class_names[probability[k].argmax()],
-            "probability_of_label": float(probability[k, images.label[k]]),
-            "probability_of_suggested": float(probability[k].max()),
-        }
-        for k in suspects.tolist()
+        images.facts(k) | dict(zip(columns, row, strict=True)) for k, row in zip(suspects.tolist(), rows, strict=True)
     ]
 
 
@@ -337,7 +281,7 @@ def _tell(result: dict[str, Any], out: Path) -> None:
     if "file" in result["clean"]:
         root = "" if result["clean"]["root"] == str(out) else f" --data.root={result['clean']['root']}"
         config = "--config configs/data/table.yaml" if labelled else "predict --run RUN_DIR"
-        print(f"table: {config} --data.table={result['clean']['file']}{root}")
+        print(f"table: {config} --data.table={result['clean']['file']}{root}{result['clean']['options']}")
         if labelled and result["clean"]["grouped"]:
             print(f"in folds, {result['clean']['grouped']} images that look alike or are of one group kept together:")
             print(f"  {result['clean']['folds']}")

@@ -24,7 +24,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="runs, or folders with runs below")
     parser.add_argument("--baseline", help="number or name of the group that the others are compared with")
     parser.add_argument(
-        "--metric", default="test/acc", help="a key of metrics.json, or NAME/acc of evaluations/NAME; default: test/acc"
+        "--metric",
+        help="a key of metrics.json, or NAME/acc of evaluations/NAME; default: test/acc, of several labels map",
     )
     parser.add_argument(
         "--over", default="", help="settings that tell splits of the images apart, such as data.fold,data.split_seed"
@@ -34,7 +35,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--wandb", metavar="PROJECT", help="log the table of groups to W&B, offline without an account")
     options = parser.parse_args(words)
     groups = group_runs(find_runs(options.folders), list(filter(None, options.over.split(","))))
-    result = compare(groups, options.metric, options.baseline)
+    metric = options.metric or f"test/{groups[0].runs[0].task.metric}"
+    result = compare(groups, metric, options.baseline)
     print_comparison(result)
     if options.json:
         write_json(options.json, result)
@@ -42,7 +44,7 @@ def main(words: list[str]) -> int:
         from imgcls.pages.compare_page import baseline_of, write_page
 
         run = baseline_of(result, groups).runs[0].folder.path
-        write_page(options.out, result, groups, pictures(run, tested_on(options.metric)))
+        write_page(options.out, result, groups, pictures(run, tested_on(metric)))
         print(f"page: {options.out}")
     if options.wandb:
         log_to_wandb(result, options.wandb)

@@ -21,7 +21,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_FOLDER", help="runs, or folders with runs")
     parser.add_argument("--port", type=int, default=8000, help="0: a free one; default: 8000")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: this machine alone")
-    parser.add_argument("--metric", help="a key of metrics.json; default: test/acc, or val/acc before any test")
+    parser.add_argument(
+        "--metric", help="a key of metrics.json; default: test/acc, val/acc before any test; of several labels map"
+    )
     parser.add_argument("--baseline", help="number or name of the group that the others are compared with")
     options = parser.parse_args(words)
     for folder in options.folders:

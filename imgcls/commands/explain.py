@@ -15,7 +15,6 @@ from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
 from imgcls.data.splits import stratified_order
 from imgcls.errors import UserError
-from imgcls.evaluate.confusion import worst_mistakes
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
 from imgcls.images.arrays import as_shown
@@ -101,12 +100,12 @@ def _telling(data: ImageDataModule, run: RunFolder, count: int) -> tuple[Source,
         record = run.predictions / f"{part}.npz"
         if record.is_file():
             predicted = read_predictions(record)
-            probability, label, index = predicted.probability, predicted.label, predicted.index
+            label, index = predicted.label, predicted.index
             data.setup("test" if part == "test" else "validate")
             source = data.parts[part][0]
             if index.max(initial=-1) < len(source) and (source.label[index] == label).all():  # it is of these data
-                right = np.flatnonzero(probability.argmax(1) == label)
-                wrong = worst_mistakes(probability, label, count - min(len(right), count // 4))
+                right = np.flatnonzero(predicted.right)
+                wrong = predicted.worst_mistakes(count - min(len(right), count // 4))
                 evenly = right[np.linspace(0, len(right) - 1, min(len(right), count - len(wrong))).astype(int)]
                 return source, index[[*wrong, *evenly]]
     source, index = _own_images(data)
@@ -127,9 +126,9 @@ def class_maps(
     device: torch.device,
     scaled_by: float = 1.0,
 ) -> tuple[Tensor, list[str]] | None:
-    """Three pictures of each image: itself, and where the model sees the class that it predicts, and another.
+    """Three pictures of each image: itself, and where the model sees two classes, those that are the most telling.
 
-    The other class is the right one where the model is wrong, else the one that it takes for the second best.
+    Where one label is predicted that is the class, and the right one, or the second best where it is right.
 
     Args:
         model: The model.
@@ -144,24 +143,25 @@ def class_maps(
     """
     pictures: list[Tensor] = []
     titles: list[str] = []
-    names = data.class_names
+    names, task = data.class_names, model.task
+    cut = None if model.cut is None else model.cut.cpu().numpy()
     for first in range(0, len(index), 8):  # the gradient keeps all that a pass computes
         chosen = index[first : first + 8]
         image = source.images(chosen.tolist(), data.resize_crop("val"))
         pixels = data.normalize(image).to(device)
         with torch.no_grad():
-            probability = (model(pixels).float() / scaled_by).softmax(1).cpu()
-        best = probability.topk(min(2, len(names)), 1).indices
-        label = torch.from_numpy(source.label[chosen])
-        other = torch.where((label >= 0) & (label != best[:, 0]), label, best[:, -1])
-        maps = grad_cam(model, pixels, torch.stack([best[:, 0], other], 1))
+            logits = model(pixels).float().cpu().numpy()
+        label, probability = source.label[chosen], task.probabilities(logits / scaled_by)
+        truth, decided = task.text(label, names), task.decided(logits, cut)
+        classes = [task.telling(*of) for of in zip(probability, decided, label, strict=True)]
+        maps = grad_cam(model, pixels, torch.tensor(classes))
         if maps is None:
             return None
         for k, number in enumerate(chosen.tolist()):
             pictures += [as_shown(image[k]).expand(3, -1, -1), *(overlay(image[k], m) for m in maps[k].cpu())]
-            truth = f"is {names[label[k]]}" if label[k] >= 0 else ""
-            shown = [f"{names[c]} {probability[k, c]:.2f}" for c in (int(best[k, 0]), int(other[k]))]
-            titles += [f"{source.names[number].rpartition('/')[2]}\n{truth}", f"sees\n{shown[0]}", f"or\n{shown[1]}"]
+            said = f"is {truth[k]}" if truth[k] else ""
+            shown = [f"{names[c]} {probability[k, c]:.2f}" for c in classes[k]]
+            titles += [f"{source.names[number].rpartition('/')[2]}\n{said}", f"sees\n{shown[0]}", f"or\n{shown[1]}"]
     return torch.stack(pictures), titles
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from imgcls.errors import UserError
 
+FROM_DATA = ("num_classes", "channels", "image_size", "task")  # attributes of a data module that a model follows
+
 
 def check(good: bool, option: str, value: object, wanted: str) -> None:
     """Raise a UserError unless an option's value is good."""

@@ -2,8 +2,9 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, load_run
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json, write_atomic
+
+Decide = Callable[[np.ndarray], np.ndarray]  # labels by probabilities (B, K)
 
 BATCH, CALIBRATION, JUDGED = 16, 256, 5000  # images at a time, to calibrate int8 with, and to measure its cost
 
@@ -61,9 +64,11 @@ def export(
     normalized = data.normalize(source.images(chosen, resize_crop)).split(BATCH)
     with torch.no_grad():
         logits = torch.cat([model.logits(i) for i in normalized])
-    expected = (logits / scaled_by).softmax(1).numpy()
+    expected = model.task.probability(logits / scaled_by).numpy()
+    thresholds = None if model.cut is None else model.task.probability((model.cut / scaled_by)[None])[0].numpy()
+    decide = partial(model.task.decided, cut=thresholds)
     model.finetune.merge(model.backbone)
-    about = describe(run, scaled_by, resize_crop.resize)
+    about = describe(run, scaled_by, None if thresholds is None else thresholds.tolist(), resize_crop.resize)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)
@@ -79,24 +84,24 @@ def export(
         proto = formats.to_onnx(graph, data.channels)
         content = formats.onnx_bytes(proto, about)
         runner = formats.run_onnx(content)
-    check, where = _compare(runner, source, chosen, resize_crop, expected), images or "the validation part"
+    check, where = _compare(runner, source, chosen, resize_crop, expected, decide), images or "the validation part"
     largest = f"{check['largest']:.1e} as they are, {check['largest_in_size']:.1e} in the model's size"
     print(f"against the run, on {len(chosen)} images of {where}: largest difference of a probability {largest}; "
-          f"top-1 differs in {check['top1']}")  # fmt: skip
+          f"the prediction differs in {check['top1']}")  # fmt: skip
     if not (check["largest"] <= tolerance and check["largest_in_size"] <= tolerance / 100):  # nan is beyond it too
         raise UserError(
             f"{out}: not written, its probabilities differ from the run's: {largest}, beyond --tolerance {tolerance:g} "
             "and a hundredth of it"
         )
     if int8_tolerance is not None:
-        proto, cost = _quantize(data, proto)
+        proto, cost = _quantize(data, proto, decide)
         if (lost := cost["acc_float32"] - cost["acc_int8"]) > int8_tolerance:
             raise UserError(
                 f"{out}: not written, int8 costs {lost:.4f} of accuracy, beyond --int8_tolerance {int8_tolerance:g}"
             )
         about["int8"] = json.dumps({k: round(v, 4) for k, v in cost.items()})
         content = formats.onnx_bytes(proto, about)
-        check = _compare(formats.run_onnx(content), source, chosen, resize_crop, expected)
+        check = _compare(formats.run_onnx(content), source, chosen, resize_crop, expected, decide)
     check |= {"images": len(chosen), "source": where, "bytes": len(content)}
     write_atomic(out, content)
     write_atomic(card, write_card(run, kind, out.name, about, check, cost))
@@ -104,23 +109,29 @@ def export(
 
 
 def _compare(
-    runner: formats.Runner, source: Source, chosen: list[int], resize_crop: ResizeCrop, expected: np.ndarray
+    runner: formats.Runner,
+    source: Source,
+    chosen: list[int],
+    resize_crop: ResizeCrop,
+    expected: np.ndarray,
+    decide: Decide,
 ) -> dict[str, Any]:
     """How far a file is from the probabilities (N, K), given images as decoded, one by one, and resized, in batches."""
     whole = (source.images([number], replace(resize_crop, crop=0)) for number in chosen)
     as_they_are = np.concatenate([runner(image.numpy()) for image in whole])
     in_size = np.concatenate([runner(image.numpy()) for image in source.images(chosen, resize_crop).split(BATCH)])
     largest, largest_in_size = (float(np.abs(p - expected).max()) for p in (as_they_are, in_size))
-    top1 = int((as_they_are.argmax(1) != expected.argmax(1)).sum())
+    top1 = int((decide(as_they_are) != decide(expected)).reshape(len(chosen), -1).any(1).sum())
     return {"largest": largest, "largest_in_size": largest_in_size, "top1": top1}
 
 
-def _quantize(data: ImageDataModule, proto: Any) -> tuple[Any, dict[str, Any]]:
+def _quantize(data: ImageDataModule, proto: Any, decide: Decide) -> tuple[Any, dict[str, Any]]:
     from imgcls.deploy.int8 import cost, quantize
 
     small = quantize(proto, (image for image, _ in _batches(data, "train", CALIBRATION)))
     before, after = (formats.onnx_bytes(graph, {}) for graph in (proto, small))
-    found = cost(formats.run_onnx(before), formats.run_onnx(after), _batches(data, "val", JUDGED))
+    runs = [formats.run_onnx(content) for content in (before, after)]
+    found = cost(runs[0], runs[1], _batches(data, "val", JUDGED), decide)
     found |= {"bytes_float32": len(before), "bytes_int8": len(after)}
     print(f"int8 against float32, on {found['images']} validation images: accuracy {found['acc_float32']:.4f} to "
           f"{found['acc_int8']:.4f}; {len(before) / 1e6:.2f} to {len(after) / 1e6:.2f} MB; {found['speed_up']:.2f} "
@@ -129,7 +140,7 @@ def _quantize(data: ImageDataModule, proto: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _batches(data: ImageDataModule, part: Part, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Resized and cropped images (B, C, S, S) and label (B,), spread over a part."""
+    """Resized and cropped images (B, C, S, S) and their labels, spread over a part."""
     source, index = data.parts[part]
     chosen = spread(index, count)
     for numbers in (chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)):

@@ -27,7 +27,8 @@ def _example(channels: int) -> torch.Tensor:
 def to_onnx(model: Exported, channels: int) -> Any:
     """The graph as `onnx.ModelProto`, without the names of this machine's files that the exporter leaves in it."""
     options: dict[str, Any] = {"dynamo": True, "dynamic_shapes": {"image": AXES}, "opset_version": OPSET}
-    options |= {"input_names": ["image"], "output_names": ["probability"], "verbose": False}
+    outputs = ["probability"] if model.cut is None else ["probability", "label"]
+    options |= {"input_names": ["image"], "output_names": outputs, "verbose": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about its own parts
         program = torch.onnx.export(model, (_example(channels),), **options)
@@ -56,7 +57,7 @@ def run_onnx(content: bytes) -> Runner:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"image": image})[0]
+    return lambda image: session.run(["probability"], {"image": image})[0]
 
 
 def torch_export_bytes(model: Exported, channels: int, about: Mapping[str, str]) -> bytes:
@@ -72,4 +73,9 @@ def torch_export_bytes(model: Exported, channels: int, about: Mapping[str, str])
 
 def run_torch(module: torch.nn.Module) -> Runner:
     """A module in PyTorch, on the CPU."""
-    return lambda image: module(torch.from_numpy(image)).numpy()
+
+    def run(image: np.ndarray) -> np.ndarray:
+        found = module(torch.from_numpy(image))
+        return (found[0] if isinstance(found, tuple) else found).numpy()
+
+    return run

@@ -56,6 +56,8 @@ def _whole(pixels: Tensor) -> Tensor:
 class Exported(nn.Module):
     """A trained classifier with all that comes before and after it.
 
+    Where the kind of labels has cuts, `label` (B, K) bool comes beside the probabilities: what is decided on.
+
     Args:
         model: The classifier, merged; it is changed, and not to be used otherwise.
         resize_crop: How images are resized and cropped.
@@ -76,12 +78,16 @@ class Exported(nn.Module):
         self.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch.export.save wants it so
         self.register_buffer("scale", 1 / (255 * torch.tensor(std).view(-1, 1, 1)))
         self.register_buffer("shift", torch.tensor(mean).view(-1, 1, 1) / torch.tensor(std).view(-1, 1, 1))
-        self.flip, self.temperature = model.flip_at_test, temperature
+        self.flip, self.temperature, self.task = model.flip_at_test, temperature, model.task
+        self.register_buffer("cut", model.cut)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Probabilities (B, K) of uint8 images (B, C, H, W)."""
         image = self.resize_crop(image) * self.scale - self.shift
-        if not self.flip:
-            return (self.head(self.backbone(image)) / self.temperature).softmax(1)
-        logits = self.head(self.backbone(torch.cat((image, image.flip(-1)))))
-        return (logits.unflatten(0, (2, -1)).mean(0) / self.temperature).softmax(1)
+        if self.flip:
+            both = self.head(self.backbone(torch.cat((image, image.flip(-1)))))
+            logits = both.unflatten(0, (2, -1)).mean(0)
+        else:
+            logits = self.head(self.backbone(image))
+        probability = self.task.probability(logits / self.temperature)
+        return probability if self.cut is None else (probability, logits > self.cut)

@@ -1,6 +1,6 @@
 """Weights and activations of an ONNX graph as 8-bit integers, and what that costs and gains."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,20 +52,27 @@ def quantize(proto: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.Mode
         return onnx.load(quantized)
 
 
-def cost(before: Runner, after: Runner, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, Any]:
+def cost(
+    before: Runner,
+    after: Runner,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    decide: Callable[[np.ndarray], np.ndarray],
+) -> dict[str, Any]:
     """Accuracy of two graphs on the same images, and how many times faster the second is on this machine's CPU.
 
     Args:
         before: The float graph.
         after: The other one.
-        batches: uint8 images (B, C, H, W) and label (B,); the first batch is timed, alternately with both, and the
+        batches: uint8 images (B, C, H, W) and their labels; the first batch is timed, alternately with both, and the
             fastest rounds are compared, as whatever else runs on the machine only slows.
+        decide: Labels by probabilities (B, K).
     """
     right, images = np.zeros(2), 0
     for image, label in batches:
         if not images:
             timed = image
-        right += [(run(image).argmax(1) == label).sum() for run in (before, after)]
+        wrong = [decide(run(image)) != label for run in (before, after)]
+        right += [len(label) - of.reshape(len(label), -1).any(1).sum() for of in wrong]
         images += len(label)
     seconds = [[timeit(partial(run, timed), number=1) for run in (before, after)] for _ in range(ROUNDS)]
     accuracy, fastest = (right / images).tolist(), np.min(seconds, axis=0)

@@ -1,43 +1,47 @@
 """What an exported file says of itself: metadata inside it, and a model card beside it, from the run's record alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
 from imgcls import __version__
 from imgcls.pages.page import template
+from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.run import Run
 from imgcls.system.files import read_json
 
-NO_FINGERPRINT = ("class", "class_names", "class_counts", "images")
+NO_FINGERPRINT = ("class", "task", "class_names", "class_counts", "images")
 
 
-def describe(run: RunFolder, temperature: float, resize: int) -> dict[str, str]:
+def describe(run: RunFolder, temperature: float, thresholds: Sequence[float] | None, resize: int) -> dict[str, str]:
     """Metadata of a run's exported model, each value a text; other values are written as JSON.
 
     Args:
         run: The run.
         temperature: By which the exported model divides its logits.
+        thresholds: Probability of each class above which it is decided on, where the kind of labels has such.
         resize: Length to which the shorter side of an image is resized, in pixels.
     """
     record, options, metrics = read_json(run.environment), _options(run), read_json(run.metrics_json)
-    data, git = record["data"], record.get("git")
+    data, git, task = record["data"], record.get("git"), task_of(record)
     values: dict[str, Any] = {
         "imgcls": __version__,
         "run": "/".join(run.path.resolve().parts[-2:]),
         "date": date.today().isoformat(),
         "git_commit": git and git["commit"] + (" with uncommitted changes" if git["dirty"] else ""),
         "data_fingerprint": {k: v for k, v in data.items() if k not in NO_FINGERPRINT},
+        "task": task.name,
         "class_names": data["class_names"],
         **{k: options["data"][k] for k in ("image_size", "channels", "mean", "std", "interpolation")},
         "resize": resize,
         "value_range": None if (known := options["data"].get("value_range")) == "none" else known,
         **{k: options["data"].get(k) for k in ("bands", "num_bands")},
         "temperature": temperature,
+        "thresholds": thresholds,
         "flip_at_test": options["model"]["flip_at_test"],
-        **{k: metrics.get(k) for k in ("val/acc", "test/acc")},
+        **{k: metrics.get(k) for k in (f"val/{task.metric}", f"test/{task.metric}")},
     }
     texts = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in values.items()}
     return {k: v for k, v in texts.items() if v != "null"}
@@ -68,6 +72,7 @@ def write_card(
         monitor=known.settings.get("checkpoint.monitor") or "",
         **_options(run),
         words=_words,
+        task=task_of(known.environment),
         calibration=read_json(run.calibration) if float(about["temperature"]) != 1 else {},
     )
 

@@ -15,7 +15,7 @@ from imgcls.science.comparison import disagreements, per_class, tested_on
 from imgcls.science.groups import Group
 from imgcls.system.files import read_table, write_atomic
 
-CURVES = {"val/acc": "Validation accuracy", "val/loss": "Validation loss", "train/loss": "Training loss"}
+CURVES = {"val/loss": "Validation loss", "train/loss": "Training loss"}
 MANY_CLASSES = 20
 
 
@@ -46,7 +46,9 @@ def table_context(result: dict[str, Any], groups: Sequence[Group]) -> dict[str, 
 
 def curves_context(groups: Sequence[Group]) -> dict[str, Any]:
     """What the curves of groups are made from."""
-    curves = [(title, curve) for key, title in CURVES.items() if (curve := _curves(groups, key))]
+    tasks = {run.task for group in groups for run in group.runs}
+    titles = {f"val/{task.metric}": f"Validation {task.metric_name}" for task in tasks} | CURVES
+    curves = [(title, curve) for key, title in titles.items() if (curve := _curves(groups, key))]
     return {"curves": curves, "lines": [(group.name, _color(k)) for k, group in enumerate(groups)]}
 
 

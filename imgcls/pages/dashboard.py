@@ -23,15 +23,13 @@ from imgcls.runs.watch import Watched
 from imgcls.science.comparison import compare, tested_on
 from imgcls.science.groups import Group, group_runs
 
-SHOWN = ("val/acc", "test/acc")
-
 
 class Dashboard:
     """What a browser is shown of some runs. One thread at a time makes it.
 
     Args:
         folders: Where the runs lie, or will.
-        metric: A key of metrics.json; None: test/acc, or val/acc as long as no run was tested.
+        metric: A key of metrics.json; None: such as test/acc, or val/acc as long as no run was tested.
         baseline: Number or name of the group that the others are compared with; None: the first.
         pictures: Of a run's folder and the name of a test set, what opens its images.
     """
@@ -105,9 +103,15 @@ class Dashboard:
     def _grouped(self) -> list[Group]:
         return self._once("grouped", {}, lambda: group_runs(self.watched.runs.values()))
 
+    def _metrics(self) -> list[str]:
+        """Of validation and test, that of the runs' kind of labels."""
+        metric = next((run.task.metric for run in self.watched.runs.values()), "acc")
+        return [f"val/{metric}", f"test/{metric}"]
+
     def _metric(self, query: Mapping[str, str]) -> str:
-        tested = any(run.metrics.get("test/acc") is not None for run in self.watched.runs.values())
-        return query.get("metric") or self.metric or ("test/acc" if tested else "val/acc")
+        val, test = self._metrics()
+        tested = any(run.metrics.get(test) is not None for run in self.watched.runs.values())
+        return query.get("metric") or self.metric or (test if tested else val)
 
     def _compared(self, query: Mapping[str, str]) -> tuple[dict[str, Any], list[Group]]:
         groups, baseline = self._grouped(), query.get("baseline") or self.baseline
@@ -117,13 +121,14 @@ class Dashboard:
         groups = self._grouped()
         rows = [self._row(run, group) for group in groups for run in group.runs]
         keys = sorted({key for group in groups for key in group.settings or {}})
-        shown = list(dict.fromkeys([*SHOWN, self._metric(query)]))
+        shown = list(dict.fromkeys([*self._metrics(), self._metric(query)]))
         broken = self.watched.broken.items()
         return {"rows": rows, "settings": keys, "shown": shown, "broken": broken, "number": number}
 
     def _row(self, run: Run, group: Group) -> dict[str, Any]:
         folder, rows = run.folder.path, run.rows
-        last = {f"{row['split']}/{name}": float(row[name]) for row in rows for name in ("acc", "loss") if row.get(name)}
+        names = {"acc", "loss", run.task.metric}
+        last = {f"{row['split']}/{name}": float(row[name]) for row in rows for name in names if row.get(name)}
         return {
             "key": key_of(folder), "path": str(folder), "group": group.name, "settings": group.settings or {},
             "seed": run.seed, "metrics": last | run.metrics, "written": self.watched.written(folder),

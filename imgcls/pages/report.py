@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.pages.page import data_uri, epoch_axes, svg, template
+from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import Row, points, read_metrics
 from imgcls.system.files import read_json, write_atomic
 
-CURVES = {"loss": "Loss", "acc": "Accuracy"}
 COLORS = {"train": "#8a8f98", "val": "#1f6feb"}
-HEADLINE = ("test/acc", "val/acc", "fit/seconds")
 CLASSES = 50
 EXPLAINED = {"grad_cam": "Where classes are seen (Grad-CAM)", "layers": "What layers respond to"}  # shown last
 
@@ -24,20 +23,27 @@ def report(run: RunFolder) -> str:
     """The page from the run's own files, whatever of them exists so far."""
     rows = read_metrics(run)
     metrics, evaluation = read_json(run.metrics_json), read_json(run.evaluation)
+    record = read_json(run.environment)
+    task = task_of(record)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
+    columns = [key for key in (classes or [{}])[0] if key != "class" and not key.endswith(("_low", "_high"))]
+    headline = (f"test/{task.metric}", f"val/{task.metric}", "fit/seconds")
+    curves = {"loss": "Loss", task.metric: f"{task.metric_name[0].upper()}{task.metric_name[1:]}"}
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     return template("report.html").render(
         name=f"{whose}/{run.path.name}",
-        headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in HEADLINE if k in metrics],
+        headline=[(k, _number(metrics[k]), _interval(metrics, k)) for k in headline if k in metrics],
         metrics=[(k, _number(v)) for k, v in sorted(metrics.items())],
-        curves=[curve for key, title in CURVES.items() if (curve := _curve(rows, key, title))],
+        curves=[curve for key, title in curves.items() if (curve := _curve(rows, key, title))],
         evaluation=evaluation,
         num_classes=len(classes),
-        classes=sorted(classes, key=lambda row: row["f1"])[:CLASSES],
+        classes=sorted(classes, key=lambda row: row[task.score_of_class])[:CLASSES],
+        columns=columns,
+        worst_by=task.score_of_class,
         number=lambda value: "–" if value is None else _number(value),
         figures=[(_caption(p), data_uri(p.read_bytes(), "png")) for p in figures],
-        environment=_facts(read_json(run.environment)),
+        environment=_facts(record),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
 

@@ -5,9 +5,12 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from imgcls.tasks import SINGLE_LABEL, Task, find
 
 PACKAGES = "imgcls torch torchvision lightning torchmetrics kornia timm jsonargparse wandb numpy pillow".split()
 
@@ -30,6 +33,11 @@ def environment(seed: int | None, data: dict[str, Any], hardware: dict[str, Any]
         "seed": seed,
         "data": data,
     }
+
+
+def task_of(record: Mapping[str, Any]) -> Task:
+    """The kind of labels of a run, by its record; an earlier version knew one."""
+    return find(record.get("data", {}).get("task", SINGLE_LABEL))
 
 
 def without_keys(text: str) -> str:

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 
 from imgcls.errors import UserError, near, one_line
+from imgcls.runs.environment import task_of
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.run import Run
 from imgcls.system.files import read_table
+from imgcls.tasks import Task
 
 Table = tuple[list[str], np.ndarray]  # names of M images, their probabilities (M, K)
 
 
 def held_out(
-    runs: Sequence[Run], files: Sequence[Path], names: Sequence[str], class_names: Sequence[str]
+    runs: Sequence[Run], files: Sequence[Path], names: Sequence[str], class_names: Sequence[str], task: Task
 ) -> np.ndarray:
     """Probabilities (N, K) for images of these names, NaN where there are none: of several, their mean.
 
@@ -28,14 +30,15 @@ def held_out(
         files: Tables as `predict` writes them, with a column `path` and one for each class.
         names: Names of N images, as the tables of predictions write them.
         class_names: Names of K classes.
+        task: The kind of labels.
 
     Raises:
         UserError: A run or file knows other classes, or none has a prediction for any of these images.
     """
     row = {name: k for k, name in enumerate(names)}
     total, count = np.zeros((len(names), len(class_names))), np.zeros(len(names))
-    of_runs = chain.from_iterable(_of_run(run, class_names) for run in runs)
-    for of, probability in chain(of_runs, (_of_file(file, class_names) for file in files)):
+    of_runs = chain.from_iterable(_of_run(run, class_names, task) for run in runs)
+    for of, probability in chain(of_runs, (_of_file(file, class_names, task) for file in files)):
         place = np.array([row.get(name, -1) for name in of], dtype=np.int64)
         np.add.at(total, place[place >= 0], probability[place >= 0])
         np.add.at(count, place[place >= 0], 1)
@@ -46,7 +49,7 @@ def held_out(
         return total / count[:, None]
 
 
-def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
+def _of_run(run: Run, class_names: Sequence[str], task: Task) -> Iterator[Table]:
     """Validation and test images, as far as the run has predictions for them."""
     known: list[str] = run.environment.get("data", {}).get("class_names", [])
     if sorted(known) != sorted(class_names):
@@ -55,6 +58,8 @@ def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
             f"--run {run.folder.path}: has {len(known)} classes, the data {len(class_names)}; "
             f"{other!r} is only in one of them{near(other, known if other in class_names else class_names)}"
         )
+    if task_of(run.environment).link != task.link:
+        raise UserError(f"--run {run.folder.path}: knows another kind of labels than the data have")
     for part in ("val", "test"):
         path = run.folder.predictions / f"{part}.csv"
         if path.is_file():
@@ -62,7 +67,7 @@ def _of_run(run: Run, class_names: Sequence[str]) -> Iterator[Table]:
             yield names, probability[:, [known.index(name) for name in class_names]]
 
 
-def _of_file(path: Path, class_names: Sequence[str]) -> Table:
+def _of_file(path: Path, class_names: Sequence[str], task: Task) -> Table:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             table = csv.DictReader(file)
@@ -73,9 +78,8 @@ def _of_file(path: Path, class_names: Sequence[str]) -> Table:
     except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(f"--predictions {path}: cannot be read ({' '.join(str(error).split())})") from error
     probability = np.array([values for _, values in rows]).reshape(-1, len(class_names))
-    # NaN fails both
-    if not ((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=0.01)):
-        raise UserError(f"--predictions {path}: its rows are no probabilities, from 0 up and 1 in all")
+    if not task.plausible(probability):
+        raise UserError(f"--predictions {path}: its rows are no probabilities, {task.probabilities_are}")
     return [name for name, _ in rows], probability
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
+from imgcls.data.options import FROM_DATA
 from imgcls.errors import UserError, one_line, printable, user_error
 from imgcls.images.arrays import Bands, bands_last, decode_bands, read_bands
 from imgcls.images.decode import ResizeCrop, decode_file, decode_upright, reading, stack
@@ -29,7 +30,7 @@ class Predicted:
     """What a run says of N images.
 
     Attributes:
-        class_names: The most probable class of each image, N names.
+        class_names: The predicted class of each image, N names; of several labels all of them, `cat|dog`.
         probability: (N, K) float32, calibrated if the run is; columns in the order of the run's `class_names`.
     """
 
@@ -73,14 +74,18 @@ class LoadedRun:
             UserError: An image cannot be read, or an array is of another dtype or shape.
         """
         resize_crop, scaled_by = self.prepare.resize_crop("test"), temperature(self.folder)
-        probability = [np.empty((0, len(self.class_names)), np.float32)]
+        logits = [torch.empty(0, len(self.class_names))]
         for first in range(0, len(images), batch_size):
             some = images[first : first + batch_size]
             batch = stack((self._pixels(image, resize_crop) for image in some), len(some))
-            logits = self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype))
-            probability.append((logits.double() / scaled_by).softmax(1).float().cpu().numpy())
-        found = np.concatenate(probability)
-        return Predicted([self.class_names[k] for k in found.argmax(1)], found)
+            logits.append(
+                self.model.logits(self.prepare.normalize(batch).to(self.model.device, self.model.dtype)).cpu()
+            )
+        task = self.model.task
+        found = torch.cat(logits)
+        cut = None if self.model.cut is None else self.model.cut.cpu().numpy()
+        names = task.text(task.decided(found.numpy(), cut), self.class_names)
+        return Predicted(names, task.probability(found.double() / scaled_by).float().numpy())
 
     def _pixels(self, image: str | Path | Image.Image | np.ndarray, resize_crop: ResizeCrop) -> torch.Tensor:
         chosen, total = self.prepare.bands, self.prepare.num_bands
@@ -123,7 +128,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> LoadedRun:
     data, section = config["data"]["init_args"], config["model"]
     prepare = FilesData(environment["data"]["class_names"], **{k: data.get(k) for k in PREPARATION})
     options = section["init_args"]
-    options |= {"num_classes": prepare.num_classes, "channels": prepare.channels, "image_size": prepare.image_size}
+    options |= {fact: getattr(prepare, fact) for fact in FROM_DATA}
     options["teacher"] = None
     if "weights" in options["backbone"].get("init_args", {}):
         options["backbone"]["init_args"]["weights"] = "none"  # the checkpoint holds them

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from imgcls.errors import UserError
-from imgcls.runs.predictions import probabilities
 from imgcls.system.files import csv_text, read_json, write_json
+from imgcls.tasks import Task
 
 SKIPPED = ("path", "reason")
 
@@ -19,20 +19,23 @@ SKIPPED = ("path", "reason")
 class PredictionFile:
     """A CSV file `path,prediction,confidence` and a probability per class, a row per image in the order of `names`.
 
+    Several labels of an image are written as `cat|dog`.
+
     Images that cannot be read are listed in `<name>.skipped.csv` beside it, `path,reason`. As long as images are
     missing, `<name>.progress.json` says of what it is a part, so that it is never completed with anything else.
 
     Args:
         path: The file; an older one that is complete is replaced.
+        task: The kind of labels.
         class_names: The classes, in the order of the logits.
         names: Of all images, as the table shows them.
         identity: What the table follows from, such as the checkpoint's hash, by what a user calls it.
     """
 
     def __init__(
-        self, path: Path, class_names: Sequence[str], names: Sequence[str], identity: Mapping[str, str]
+        self, path: Path, task: Task, class_names: Sequence[str], names: Sequence[str], identity: Mapping[str, str]
     ) -> None:
-        self.path, self.class_names, self.names = path, class_names, names
+        self.path, self.task, self.class_names, self.names = path, task, class_names, names
         self.skipped = path.with_name(f"{path.stem}.skipped.csv")
         self.progress = path.with_name(f"{path.stem}.progress.json")
         self.identity = {"file": path.name, **identity}
@@ -72,12 +75,15 @@ class PredictionFile:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from error
         return self.done
 
-    def write(self, position: Sequence[int], logits: np.ndarray, broken: Mapping[int, str]) -> None:
+    def write(
+        self, position: Sequence[int], logits: np.ndarray, cut: np.ndarray | None, broken: Mapping[int, str]
+    ) -> None:
         """Add the next images; those that are there already are passed over.
 
         Args:
             position: Of each image among `names`, in order, (B,).
             logits: (B, K) float.
+            cut: What they are compared with, (K,), where the kind of labels does that.
             broken: Why an image could not be read, by its position; its logits mean nothing.
 
         Raises:
@@ -85,7 +91,10 @@ class PredictionFile:
         """
         rows: list[Sequence[str]] = []
         skipped: list[Sequence[str]] = []
-        for number, values in zip(position, probabilities(logits), strict=True):
+        probability, decided = self.task.probabilities(logits), self.task.decided(logits, cut)
+        text, confidence = self.task.text(decided, self.class_names), self.task.confidence(probability, decided)
+        each = zip(position, text, confidence.tolist(), probability.tolist(), strict=True)
+        for number, prediction, sure, values in each:
             if number < self.done:
                 continue
             self.done = number + 1
@@ -93,9 +102,8 @@ class PredictionFile:
                 skipped.append((self.names[number], broken[number]))
                 self.num_skipped += 1
                 continue
-            best = int(values.argmax())
-            numbers = (self._number % (values[best], *values.tolist())).split(",")
-            rows.append((self.names[number], self.class_names[best], *numbers))
+            numbers = (self._number % (sure, *values)).split(",")
+            rows.append((self.names[number], prediction, *numbers))
         with self._told():
             self._append(self.skipped, SKIPPED, csv_text(skipped))
             self._append(self.path, self._header, csv_text(rows))

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError
+from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.record import Row, read_metrics
 from imgcls.system.files import read_json
+from imgcls.tasks import Task
 
 Settings = dict[str, Any]
 
@@ -64,6 +66,11 @@ class Run:
         """The run's seed."""
         return self.settings.get("seed_everything")
 
+    @property
+    def task(self) -> Task:
+        """The kind of labels."""
+        return task_of(self.environment)
+
     @cached_property
     def rows(self) -> list[Row]:
         """The rows of metrics.csv, see `read_metrics`."""
@@ -82,9 +89,7 @@ class Run:
             return None
         found, data = read_predictions(path), environment.get("data", {})
         identity = data.get("data"), data.get("test"), found.label.tobytes(), found.index.tobytes()
-        return Tested(
-            found.label, found.logits.argmax(1) == found.label, found.index, identity, path.with_suffix(".csv")
-        )
+        return Tested(found.label, found.right, found.index, identity, path.with_suffix(".csv"))
 
 
 def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:

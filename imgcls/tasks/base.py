@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Pairs = tuple[np.ndarray, np.ndarray]
 """Image and class of each label that is given, (P,) int64 each, by image."""
 
+Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
+"""By the titles of columns, rows of as many classes, images with that mistake, and of how many."""
+
 
 class Task(ABC):
     """How labels of one kind are learnt, predicted, measured and written down.
@@ -32,6 +35,10 @@ class Task(ABC):
         metric_name: In words.
         score_of_class: By which classes are listed, the worst first.
         fewest_classes: That can be told apart.
+        link: From logits to probabilities: softmax or sigmoid.
+        probabilities_are: What numbers must be to be probabilities of classes, in words.
+        options: That a table of `text` is read with, beside its columns.
+        limits: What a model card says of any image, `{}` being the number of classes.
         meaning: Of metrics that this kind alone has, in a few words each.
     """
 
@@ -39,7 +46,16 @@ class Task(ABC):
     metric_name = "accuracy"
     score_of_class = "f1"
     fewest_classes = 2
+    link = "softmax"
+    probabilities_are = "from 0 up and 1 in all"
+    options = ""
+    limits = "Any image gets one of the {} classes, also one that is unlike the training data or of no class."
     meaning: Mapping[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """As `--data.task` takes it."""
+        return type(self).__module__.removeprefix("imgcls.tasks.")
 
     # labels
 
@@ -133,8 +149,16 @@ class Task(ABC):
         """Labels of N images, by their logits (N, K) and cuts (K,), both divided by the same temperature."""
 
     @abstractmethod
-    def confidence(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
-        """Probability (N,) that what was decided of an image is right."""
+    def plausible(self, probability: np.ndarray) -> bool:
+        """Whether numbers (N, K) from elsewhere can be probabilities."""
+
+    @abstractmethod
+    def confidence(self, probability: np.ndarray, label: np.ndarray) -> np.ndarray:
+        """Probability (N,) of labels, such as those that were decided on."""
+
+    @abstractmethod
+    def runner_up(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
+        """The class (N,) int64 of which another decision is the nearest."""
 
     @abstractmethod
     def margin(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
@@ -174,14 +198,8 @@ class Task(ABC):
     # showing
 
     @abstractmethod
-    def mistakes(
-        self, label: np.ndarray, decided: np.ndarray
-    ) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
-        """The most frequent kinds of mistakes, for tables.
-
-        Returns:
-            By the titles of two columns rows of two numbers of classes, images with the mistake, and of how many.
-        """
+    def mistakes(self, label: np.ndarray, decided: np.ndarray) -> Mistakes:
+        """The kinds of mistakes, the most frequent first."""
 
     @abstractmethod
     def figures(

@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 
 from imgcls.errors import UserError
-from imgcls.tasks.base import Pairs, Task
+from imgcls.tasks.base import Mistakes, Pairs, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,13 +78,23 @@ class SingleLabel(Task):
     def decided(self, logits: np.ndarray, cut: np.ndarray | None) -> np.ndarray:  # noqa: D102
         return logits.argmax(1)
 
-    def confidence(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:  # noqa: D102
-        return probability.max(1)
+    def plausible(self, probability: np.ndarray) -> bool:  # noqa: D102
+        return bool((probability >= 0).all() and np.allclose(probability.sum(1), 1, atol=0.01))  # NaN fails both
+
+    def confidence(self, probability: np.ndarray, label: np.ndarray) -> np.ndarray:  # noqa: D102
+        return probability[np.arange(len(label)), label]
+
+    def runner_up(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
+        """The second of the most probable classes; of two alike the first one."""
+        others = probability.copy()
+        others[np.arange(len(decided)), decided] = -1
+        return others.argmax(1)
 
     def margin(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
         """Distance between the probabilities of the two best classes."""
-        second, best = np.partition(probability, -2, axis=1)[:, -2:].T
-        return best - second
+        from imgcls.evaluate.selective import margin
+
+        return margin(probability)
 
     def evaluation(  # noqa: D102
         self,
@@ -116,13 +126,11 @@ class SingleLabel(Task):
         found = label_errors(probability, label)
         return found, probability[found].argmax(1)
 
-    def mistakes(
-        self, label: np.ndarray, decided: np.ndarray
-    ) -> dict[tuple[str, str], list[tuple[int, int, int, int]]]:
+    def mistakes(self, label: np.ndarray, decided: np.ndarray) -> Mistakes:
         """Pairs of class and prediction."""
         wrong, images = decided != label, np.bincount(label)
         pairs = Counter(zip(label[wrong].tolist(), decided[wrong].tolist(), strict=True)).most_common()
-        return {("most often confused", "taken for"): [(of, to, n, int(images[of])) for (of, to), n in pairs]}
+        return {("most often confused", "taken for"): [((of, to), n, int(images[of])) for (of, to), n in pairs]}
 
     def figures(  # noqa: D102
         self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]

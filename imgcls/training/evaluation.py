@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.evaluate.calibration import EDGES
-from imgcls.evaluate.summary import calibration, evaluation
 from imgcls.images.derived import FeatureSource
 from imgcls.pages.figures import save
 from imgcls.runs.folder import RunFolder
@@ -62,7 +61,8 @@ class Evaluation(Callback):
         columns = {name: [values[i] for i in predicted.index] for name, values in source.columns.items()}
         scaled_by = temperature(self.run, checkpoint) if checkpoint else 1.0
         counts = read_json(self.run.environment).get("data", {}).get("class_counts")
-        found = evaluation(predicted.logits, predicted.label, data.class_names, columns, scaled_by, counts)
+        each = predicted.logits, predicted.label, data.class_names, columns
+        found = predicted.task.evaluation(*each, predicted.cut, scaled_by, counts)
         write_json(self.run.evaluation, found)
         scores = {f"test/{name}": value for name, value in found["metrics"].items()}
         add_summary(self.run, scores, instead_of="test/")  # calibrated ones of other weights go
@@ -84,10 +84,11 @@ class Evaluation(Callback):
         gathered = gather(trainer, batches)
         if gathered is None:
             return
-        found = calibration(*gathered[:2])
+        logits, index = gathered
+        found = data.kind.calibration(logits, source.label[index])
         if found is None:
             log.warning(
-                f"--calibrate: no temperature fits {len(gathered[1])} validation images (all are right, or the logits "
+                f"--calibrate: no temperature fits {len(index)} validation images (all are right, or the logits "
                 "say nothing of the classes): not calibrated"
             )
             self.run.calibration.unlink(missing_ok=True)

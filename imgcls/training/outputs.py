@@ -6,12 +6,10 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.evaluate.confusion import confusion_matrix, worst_mistakes
-from imgcls.evaluate.selective import margin
 from imgcls.images.arrays import as_shown
-from imgcls.pages.figures import confusion_figure, image_grid, save
+from imgcls.pages.figures import image_grid, save
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import Predictions, read_predictions, write_predictions
+from imgcls.runs.predictions import Predictions, read_predictions
 from imgcls.training.loggers import log_figures, wandb_loggers
 from imgcls.training.trainer import best_checkpoint, from_all, logged
 
@@ -19,10 +17,10 @@ SHOWN = 24
 
 
 class Outputs(Callback):
-    """Keeps each image's logits: tables in `predictions/`; in `figures/` and W&B the confusion matrix and images.
+    """Keeps each image's logits: tables in `predictions/`; in `figures/` and W&B what they show, and images.
 
-    Shown are the most confident mistakes, and after a test the images of which the model is least certain: their two
-    best classes are the closest.
+    Shown are the most confident mistakes, and after a test the images of which the model is least certain: they are
+    the closest to another prediction.
 
     Validation images are kept for the epoch whose checkpoint is kept, and drawn once, when training ends. Every
     image counts once, whatever the number of processes.
@@ -54,7 +52,7 @@ class Outputs(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking and self._is_best(trainer):
-            self._write_table(trainer, "val")
+            self._write_table(trainer, pl_module, "val")
             for logger in wandb_loggers(trainer):  # its summary shows the epoch that is kept, as metrics.json does
                 logger.summarize(logged(trainer, "val/"), kept=True)
         if trainer.state.fn == "validate":
@@ -64,7 +62,7 @@ class Outputs(Callback):
         self._draw(trainer, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._write_table(trainer, "test")
+        self._write_table(trainer, pl_module, "test")
         self._draw(trainer, "test")
 
     def _is_best(self, trainer: Trainer) -> bool:
@@ -78,13 +76,16 @@ class Outputs(Callback):
             self.best = value.item()
         return better
 
-    def _write_table(self, trainer: Trainer, part: Part) -> None:
+    def _write_table(self, trainer: Trainer, model: Any, part: Part) -> None:
         gathered = gather(trainer, self.batches)
         self.batches = []
         if gathered is not None:
             data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
             source, _ = data.parts[part]
-            write_predictions(self.run.predictions / f"{part}.csv", *gathered, source.names, data.class_names)
+            cut = None if model.cut is None else model.cut.cpu().numpy()
+            logits, index = gathered
+            predicted = Predictions(logits, source.label[index], index, model.task, cut)
+            predicted.write(self.run.predictions / f"{part}.csv", source.names, data.class_names)
 
     def _draw(self, trainer: Trainer, part: Part) -> None:
         stored = self.run.predictions / f"{part}.npz"
@@ -94,34 +95,30 @@ class Outputs(Callback):
         log_figures(trainer, part, figures)
 
     def _figures(self, data: ImageDataModule, part: Part, predicted: Predictions) -> dict[str, np.ndarray]:
-        names, probability, label = data.class_names, predicted.probability, predicted.label
-        prediction = probability.argmax(1)
-        figure = confusion_figure(confusion_matrix(label, prediction, len(names)), names)
-        figures = {"confusion_matrix": save(figure, self.run.figures / f"{part}_confusion_matrix.png")}
-        shown = {"mistakes": (worst_mistakes(probability, label, SHOWN), 1)}
+        task, names = predicted.task, data.class_names
+        each = predicted.probability, predicted.decided, predicted.label
+        drawn = task.figures(*each, names)
+        figures = {name: save(figure, self.run.figures / f"{part}_{name}.png") for name, figure in drawn.items()}
+        shown = {"mistakes": (predicted.worst_mistakes(SHOWN), 1)}
         if part == "test":
-            shown["least_certain"] = (np.argsort(margin(probability), kind="stable")[:SHOWN], 2)
+            shown["least_certain"] = (np.argsort(task.margin(*each[:2]), kind="stable")[:SHOWN], 2)
         for name, (chosen, guesses) in shown.items():
             if len(chosen):
                 images = data.parts[part][0].images(predicted.index[chosen].tolist(), data.resize_crop(part))
-                best = np.argsort(-probability[chosen], axis=1, kind="stable")[:, :guesses]
-                titles = [
-                    "\n".join([*(f"{names[k]} {probability[i, k]:.2f}" for k in row), f"is {names[label[i]]}"])
-                    for i, row in zip(chosen, best, strict=True)
-                ]
+                titles = [task.caption(each[0][i], each[1][i], each[2][i], names, guesses) for i in chosen]
                 figures[name] = save(
                     image_grid(as_shown(images).numpy(), titles), self.run.figures / f"{part}_{name}.png"
                 )
         return figures
 
 
-def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Logits (N, K), label (N,) and index (N,) of all processes in the order of index; None but on rank 0."""
-    keys = ("logits", "label", "index")
+def gather(trainer: Trainer, batches: list[dict[str, Tensor]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Logits (N, K) and index (N,) of all processes in the order of index; None but on rank 0."""
+    keys = ("logits", "index")
     mine = [torch.cat([b[k] for b in batches]).cpu().numpy() if batches else None for k in keys]
     shares = from_all(trainer, mine)
     if not trainer.is_global_zero:
         return None
-    logits, label, index = (np.concatenate([s[k] for s in shares if s[k] is not None]) for k in range(3))
+    logits, index = (np.concatenate([s[k] for s in shares if s[k] is not None]) for k in range(2))
     order = np.argsort(index, kind="stable")
-    return logits[order], label[order], index[order]
+    return logits[order], index[order]

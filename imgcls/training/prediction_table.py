@@ -54,7 +54,7 @@ class PredictionTable(Callback):
         self.table: PredictionFile | None = None
         self.before: Predicted | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find out where to go on."""
         if stage != "predict":
             return
@@ -72,7 +72,8 @@ class PredictionTable(Callback):
                 "images": _digest(images, *names),
                 "settings": _digest(settings, self.temperature, data.class_names),
             }
-            self.table = PredictionFile(self.out, data.class_names, names, identity)
+            self.cut = None if pl_module.cut is None else pl_module.cut.cpu().numpy() / self.temperature
+            self.table = PredictionFile(self.out, data.kind, data.class_names, names, identity)
             data.predict_from = self.table.open(data.batch_size * trainer.world_size)
             if data.predict_from:
                 log.info(f"{self.out}: goes on behind image {data.predict_from} of {len(names)}")
@@ -117,7 +118,8 @@ class PredictionTable(Callback):
         order = np.argsort(index, kind="stable")
         position = np.searchsorted(self.index, index[order])  # images are numbered in their order
         reasons = {int(p): broken[int(i)] for p, i in zip(position, index[order], strict=True) if int(i) in broken}
-        self.table.write(position.tolist(), logits[order].astype(np.float64) / self.temperature, reasons)
+        scaled = logits[order].astype(np.float64) / self.temperature
+        self.table.write(position.tolist(), scaled, self.cut, reasons)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sort the images, and say what was done."""

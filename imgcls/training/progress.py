@@ -164,7 +164,7 @@ class EpochTable(Callback):
         self._say("data", f"{where}: {counts} images of {data.num_classes:,} classes, {size}")
         self._say("model", f"{', '.join(parts)}: {trained:,} of {every:,} parameters trained")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Say where and how long, and begin the table; a run that resumes within an epoch starts here."""
         self.since = time.monotonic()
         device = trainer.strategy.root_device
@@ -179,7 +179,7 @@ class EpochTable(Callback):
         self._say("run", f"{devices}, {trainer.precision}; {length}{offline}; {self.run.path}")
         self.screen.print("")
         validates = trainer.limit_val_batches and len(trainer.datamodule.parts["val"][1])  # type: ignore[attr-defined]
-        part, checkpoint = ["val/loss", "val/acc"] if validates else [], best_checkpoint(trainer)
+        part, checkpoint = ["val/loss", f"val/{pl_module.task.metric}"] if validates else [], best_checkpoint(trainer)
         monitored = [str(checkpoint.monitor)] if part and checkpoint is not None else []
         self.columns = [*dict.fromkeys(["train/loss", *part, *monitored])]
         self.screen.print(_row("epoch", self.columns, self.columns, "lr", "seconds"), "dim")

@@ -5,27 +5,28 @@ import numpy as np
 import torch
 from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
-from torch.nn import functional as F
 
 from imgcls.data.base import ImageDataModule
+from imgcls.data.batches import label_tensor
 from imgcls.errors import UserError
-from imgcls.evaluate.scores import Scores
 from imgcls.evaluate.variation import SEVERITIES, VARIATIONS, Variation, vary
 from imgcls.pages.figures import save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import add_summary
 from imgcls.system.files import read_json, write_json
+from imgcls.tasks import Task
 
 BATCH = 64  # fixed, so that random parameters do not depend on the run's own batch size
 Cells = dict[str, list[dict[str, float]]]  # of each variation, what was measured at each severity
 
 
 class Robustness(Callback):
-    """After a test: accuracy, calibration error and log-likelihood under each variation, at five severities.
+    """After a test: the metrics of an epoch under each variation, at five severities.
 
-    Writes robustness.json and a figure, and to metrics.json `robust/NAME`, the mean accuracy over the severities of a
-    variation, with `robust/acc` and `robust/ece`, the means over all variations. Two models that take images of one
-    size see the same pixels.
+    Writes robustness.json and a figure, and to metrics.json `robust/NAME`, the mean over the severities of a variation
+    of the metric of the kind of labels, such as accuracy; with the means over all variations of that metric and of the
+    expected calibration error, such as `robust/acc` and `robust/ece`. Two models that take images of one size see the
+    same pixels.
 
     Relative to a baseline there is `robust/relative_error`: the mean over the variations of the sum of errors over the
     severities, divided by the baseline's; the mCE of Hendrycks and Dietterich (ICLR 2019), as a fraction.
@@ -55,39 +56,42 @@ class Robustness(Callback):
         cells = {v.__name__: [self._measure(trainer, pl_module, v, s) for s in SEVERITIES] for v in VARIATIONS}
         if not trainer.is_global_zero:
             return
-        clean = trainer.callback_metrics["test/acc"].item()
-        record = {"images": self.images, "acc": clean, "severities": list(SEVERITIES), "variations": cells}
+        task = trainer.datamodule.kind  # type: ignore[attr-defined]
+        clean = trainer.callback_metrics[f"test/{task.metric}"].item()
+        record = {"images": self.images, task.metric: clean, "severities": list(SEVERITIES), "variations": cells}
         write_json(self.run.robustness, record)
-        summary = {f"robust/{name}": float(np.mean([c["acc"] for c in row])) for name, row in cells.items()}
-        for metric in ("acc", "ece"):
+        summary = {f"robust/{name}": float(np.mean([c[task.metric] for c in row])) for name, row in cells.items()}
+        for metric in {task.metric, "ece"} & cells[VARIATIONS[0].__name__][0].keys():
             summary[f"robust/{metric}"] = float(np.mean([c[metric] for row in cells.values() for c in row]))
         if self.baseline:
-            summary["robust/relative_error"] = relative_error(cells, self.baseline["variations"])
+            summary["robust/relative_error"] = relative_error(cells, self.baseline["variations"], task.metric)
         add_summary(self.run, summary, instead_of="robust/")
-        save(robustness_figure(cells, clean, self.baseline), self.run.figures / "test_robustness.png")
+        figure = robustness_figure(cells, clean, self.baseline, task)
+        save(figure, self.run.figures / "test_robustness.png")
 
     @torch.no_grad()
     def _measure(self, trainer: Trainer, model: Any, variation: Variation, severity: int) -> dict[str, float]:
-        """Accuracy, expected calibration error (15 bins) and mean negative log-likelihood over all processes."""
+        """The metrics of an epoch, over all processes, and `nll`, the loss where none is asked for."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         source, index = data.parts["test"]
-        scores = Scores(data.num_classes, "robust").to(model.device)
+        scores: Any = data.kind.scores(data.num_classes, "robust").to(model.device)
+        loss = data.kind.loss()
         starts = range(0, len(index), BATCH)
         with trainer.precision_plugin.forward_context():
             for batch in starts[trainer.global_rank :: trainer.world_size]:
                 chosen = index[batch : batch + BATCH]
                 image = source.images(chosen.tolist(), data.resize_crop("test")).to(model.device)
                 image = data.normalize(vary(image, variation, severity, batch)).to(model.dtype)
-                label = torch.from_numpy(source.label[chosen]).to(model.device)
+                label = label_tensor(source.label[chosen]).to(model.device)
                 logits = model.logits(image)
-                scores.update(logits, label, F.cross_entropy(logits, label))
-        found = scores.collect()
-        return {name: found[f"robust/{of}"].item() for name, of in (("acc", "acc"), ("ece", "ece"), ("nll", "loss"))}
+                scores.update(logits, label, loss.evaluate(logits, label))
+        found = {name.removeprefix("robust/"): value.item() for name, value in scores.collect().items()}
+        return {"nll" if name == "loss" else name: value for name, value in found.items()}
 
 
-def relative_error(cells: Cells, baseline: Cells) -> float:
+def relative_error(cells: Cells, baseline: Cells, metric: str = "acc") -> float:
     """Mean over variations of the sum of errors over severities by that of a baseline; nan where one of those is 0."""
-    errors = np.array([[sum(1 - c["acc"] for c in of[name]) for name in cells] for of in (cells, baseline)])
+    errors = np.array([[sum(1 - c[metric] for c in of[name]) for name in cells] for of in (cells, baseline)])
     return float((errors[0] / errors[1]).mean()) if errors[1].all() else float("nan")
 
 
@@ -103,17 +107,17 @@ def _read_baseline(path: str) -> dict[str, Any]:
     return found | {"run": path}
 
 
-def robustness_figure(cells: Cells, clean: float, baseline: dict[str, Any] | None = None) -> Figure:
-    """Accuracy against severity, a panel for each variation; severity 0 is the test set as it is."""
+def robustness_figure(cells: Cells, clean: float, baseline: dict[str, Any] | None, task: Task) -> Figure:
+    """The kind's metric against severity, a panel for each variation; severity 0 is the test set as it is."""
     columns = 5
     rows = -(-len(cells) // columns)
     figure = Figure(figsize=(2.1 * columns, 2.1 * rows), layout="constrained", dpi=110)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, (name, row) in zip(grid.flat, cells.items(), strict=False):
         if baseline:
-            points = [baseline["acc"], *(c["acc"] for c in baseline["variations"][name])]
+            points = [baseline[task.metric], *(c[task.metric] for c in baseline["variations"][name])]
             axes.plot([0, *SEVERITIES], points, color="#c4c8ce", marker="o", markersize=2, label="baseline")
-        axes.plot([0, *SEVERITIES], [clean, *(c["acc"] for c in row)], color="#1f6feb", marker="o", markersize=3)
+        axes.plot([0, *SEVERITIES], [clean, *(c[task.metric] for c in row)], color="#1f6feb", marker="o", markersize=3)
         axes.axhline(clean, color="#8a8f98", linewidth=0.8, linestyle=":")
         axes.set_title(name, fontsize=9)
         axes.set_ylim(0, 1)
@@ -122,5 +126,5 @@ def robustness_figure(cells: Cells, clean: float, baseline: dict[str, Any] | Non
     if baseline:
         grid.flat[0].legend(frameon=False, fontsize=8)
     figure.supxlabel("severity", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
+    figure.supylabel(task.metric_name, fontsize=9)
     return figure

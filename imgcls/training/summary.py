@@ -4,8 +4,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from rich import box
 from rich.table import Column, Table
 
 from imgcls.errors import printable
-from imgcls.evaluate.accuracy import interval
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions, read_predictions
 from imgcls.system.files import read_json
 from imgcls.training.progress import Screen
 
-CONFUSED = 3  # pairs of classes
+MISTAKES = 3  # of each kind
 CLASS_WIDTH = 26
 MEANING = {
     "loss": "",
@@ -69,15 +67,17 @@ def print_summary(
     screen.print("")
     last = parts[-1] if parts else ""
     stored = run.predictions / f"{last}.npz"
-    known = f"{last}/acc" in metrics and stored.is_file()
-    predicted = read_predictions(stored) if known else None
+    predicted = read_predictions(stored) if stored.is_file() else None
+    if predicted is not None and f"{last}/{predicted.task.metric}" not in metrics:
+        predicted = None
     if predicted is not None:
         screen.print(_headline(last, metrics, predicted, "train" in parts), "bold")
-    screen.print(_metrics_table(metrics, parts, robustness))
+    screen.print(_metrics_table(metrics, parts, robustness, predicted))
     if "train" in parts and len(parts) > 1:
         screen.print(TRAIN, "dim")
     if predicted is not None:
-        screen.print(_confused(predicted, class_names))
+        for table in _mistakes(predicted, class_names):
+            screen.print(table)
     if "train" in parts:
         screen.print(f"trained for {metrics['fit/seconds']:,.0f} s; next:\n")
         for command in _next(run, "test" in parts):
@@ -86,15 +86,18 @@ def print_summary(
 
 
 def _headline(part: str, metrics: dict[str, Any], predicted: Predictions, trained: bool) -> str:
-    images = len(predicted.label)
-    low, high = interval(int((predicted.logits.argmax(1) == predicted.label).sum()), images)
-    said = f"{HEADLINE[part]} accuracy {metrics[f'{part}/acc']:.3f}, 95 % {low:.3f} to {high:.3f}, {images:,} images"
+    task = predicted.task
+    low, high = task.interval(predicted.logits, predicted.label, predicted.cut)
+    said = f"{HEADLINE[part]} {task.metric_name} {metrics[f'{part}/{task.metric}']:.3f}, 95 % {low:.3f} to {high:.3f}"
+    said += f", {len(predicted.label):,} images"
     if trained and "fit/best_epoch" in metrics:
         said += f"; best epoch {metrics['fit/best_epoch'] + 1} of {metrics['fit/epochs']}"
     return said
 
 
-def _metrics_table(metrics: dict[str, Any], parts: Sequence[str], robustness: bool) -> Table:
+def _metrics_table(
+    metrics: dict[str, Any], parts: Sequence[str], robustness: bool, predicted: Predictions | None
+) -> Table:
     cells: dict[str, dict[str, Any]] = {}
     for name, value in metrics.items():
         part, _, metric = name.partition("/")
@@ -104,9 +107,10 @@ def _metrics_table(metrics: dict[str, Any], parts: Sequence[str], robustness: bo
             cells[name] = {"test": value}
     columns = [Column(part, justify="right", no_wrap=True) for part in parts]
     table = Table("", *columns, Column(style="dim"), box=box.SIMPLE_HEAD, pad_edge=False)
-    order = list(MEANING)
+    own = {} if predicted is None else predicted.task.meaning
+    meaning, order = {**MEANING, **own}, [*own, *MEANING]
     for metric in sorted(cells, key=lambda name: (order.index(name) if name in order else len(order), name)):
-        table.add_row(metric, *(_number(cells[metric], part) for part in parts), MEANING.get(metric, ""))
+        table.add_row(metric, *(_number(cells[metric], part) for part in parts), meaning.get(metric, ""))
     return table
 
 
@@ -116,18 +120,14 @@ def _number(values: dict[str, Any], part: str) -> str:
     return "not finite" if values[part] is None else f"{values[part]:.4f}"
 
 
-def _confused(predicted: Predictions, class_names: Sequence[str]) -> Table:
-    """The pairs of class and prediction with most images."""
-    prediction = predicted.logits.argmax(1)
-    wrong = prediction != predicted.label
-    pairs = Counter(zip(predicted.label[wrong].tolist(), prediction[wrong].tolist(), strict=True))
-    titles = ("most often confused", "taken for")
-    columns = [Column(title, no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH) for title in titles]
-    table = Table(*columns, Column("images", justify="right"), box=box.SIMPLE_HEAD, pad_edge=False)
-    for (label, taken_for), images in pairs.most_common(CONFUSED):
-        names = (printable(class_names[k]) for k in (label, taken_for))
-        table.add_row(*names, f"{images:,} of {(predicted.label == label).sum():,}")
-    return table
+def _mistakes(predicted: Predictions, class_names: Sequence[str]) -> Iterator[Table]:
+    """The mistakes with most images."""
+    for titles, rows in predicted.task.mistakes(predicted.label, predicted.decided).items():
+        columns = [Column(title, no_wrap=True, overflow="ellipsis", max_width=CLASS_WIDTH) for title in titles]
+        table = Table(*columns, Column("images", justify="right"), box=box.SIMPLE_HEAD, pad_edge=False)
+        for classes, images, of in rows[:MISTAKES]:
+            table.add_row(*(printable(class_names[k]) for k in classes), f"{images:,} of {of:,}")
+        yield table
 
 
 def _next(run: RunFolder, tested: bool) -> list[str]:

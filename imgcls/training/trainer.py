@@ -1,3 +1,4 @@
+import math
 import sys
 from datetime import timedelta
 from typing import Any, Literal
@@ -18,6 +19,26 @@ def with_days(duration: Any) -> Any:
 def limited(batches: int, limit: int | float) -> int:
     """So many of the batches as a limit of the trainer's leaves, a number or a share."""
     return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def total_steps(trainer: Any) -> int:
+    """Optimiser steps of a whole run, from lengths alone.
+
+    Lightning's own estimate builds the loader's iterator, which breaks a resumed position.
+
+    Raises:
+        UserError: There are none, or no end of them is known.
+    """
+    every = trainer.accumulate_grad_batches
+    batches = limited(len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches)
+    counts = {"overfit_batches" if trainer.overfit_batches else "limit_train_batches": batches}
+    counts |= {"max_steps": trainer.max_steps, "accumulate_grad_batches": every}
+    if none := [option for option, count in counts.items() if count == 0]:
+        raise UserError(f"--trainer.{none[0]}: leaves no step to train; give more")
+    of_epochs = math.ceil(batches / every) * (trainer.max_epochs or 0)
+    if not (given := [steps for steps in (trainer.max_steps, of_epochs) if steps > 0]):
+        raise UserError("--trainer.max_epochs: give a number from 1 on; the schedule needs to know the last step")
+    return min(given)  # what comes first ends the run
 
 
 def best_checkpoint(trainer: lightning.Trainer) -> ModelCheckpoint | None:
