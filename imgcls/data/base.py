@@ -5,29 +5,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation
-from imgcls.data.batches import BatchDataset, loader
 from imgcls.data.channels import Asked
-from imgcls.data.encoded import EncodedBatches
-from imgcls.data.on_device import DeviceBatches
-from imgcls.data.options import check_ranges, refuse_another_sampler, refuse_other_data
-from imgcls.data.resident import ResidentBatches
-from imgcls.data.sampling import EvalBatches, TrainBatches, balanced, position
+from imgcls.data.on_device import DeviceBatches, Parts
+from imgcls.data.options import check_ranges, named_task, refuse_another_sampler, refuse_other_data, refuse_other_order
+from imgcls.data.sampling import position
 from imgcls.data.splits import FoldPart, SplitOptions, mislabel
 from imgcls.errors import UserError
 from imgcls.images.cache import Caches
 from imgcls.images.checking import OnError, Processes, Skipped, check_images
-from imgcls.images.decode import Interpolation, ResizeCrop
-from imgcls.images.derived import FeatureSource, JoinedSource
+from imgcls.images.decode import Interpolation
+from imgcls.images.derived import JoinedSource
 from imgcls.images.jpeg import require_decoder
-from imgcls.images.sources import ItemSource, Part, Source
+from imgcls.images.sources import Part, Source
 from imgcls.images.value_range import measured_range
+from imgcls.tasks import SINGLE_LABEL
 
 log = logging.getLogger(__name__)
-Parts = dict[Part, tuple[Source, np.ndarray]]
 
 
 class ImageDataModule(DeviceBatches, ABC):
@@ -46,6 +41,8 @@ class ImageDataModule(DeviceBatches, ABC):
         check_test: Whether test images are checked before training, as those of a run that ends with a test.
         problems: What `open` found that cannot be used; images that cannot be read are named with it.
         skipped: What was left out of the parts that were checked.
+        native_task: Kind of labels that the data have.
+        task: Kind of labels, as a name.
 
     Args:
         root: Folder of the data.
@@ -61,6 +58,10 @@ class ImageDataModule(DeviceBatches, ABC):
         interpolation: How images are resized. Default: as the weights were trained, else bilinear.
         crop_fraction: Share of the resized image's shorter side that the central crop keeps. Default: as the
             weights were trained, else 1.
+        task: Kind of labels: `single_label`, `multi_label`, `ordered`, or a module of one's own. Default: as the data
+            say.
+        ordered: Classes have an order, such as grades: task `ordered`. A list names them from the lowest; else it is
+            that of the data set's own numbers, where it has any, or of the numbers that classes are named by.
         value_range: Values that become 0 and 255 of images deeper than 8 bits, linearly, clipped and rounded; images of
             8 bits stay as they are. Of bands a list of one such pair for each channel, or one for all; values that are
             not finite become 0. Default: measured on the training part, see `measured_range`; a run keeps it. `none`:
@@ -98,6 +99,7 @@ class ImageDataModule(DeviceBatches, ABC):
 
     task = "single_label"
     class_names: list[str]  # in the order of the labels
+    native_task = SINGLE_LABEL
     native_size: int | None = None
     native_channels: int = 3
     native_mean: Sequence[float] = (0.5,)
@@ -114,6 +116,8 @@ class ImageDataModule(DeviceBatches, ABC):
         std: list[float] | None = None,
         interpolation: Interpolation | None = None,
         crop_fraction: float | None = None,
+        task: str | None = None,
+        ordered: bool | list[str] = False,
         value_range: list[float] | list[list[float]] | Literal["none"] | None = None,
         bands: list[int] | None = None,
         num_bands: int | None = None,
@@ -137,6 +141,7 @@ class ImageDataModule(DeviceBatches, ABC):
     ) -> None:
         super().__init__()
         check_ranges(locals())
+        self.task, self.ordered = named_task(task, ordered, self.native_task), ordered
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
         self.cache, self.decoder, self.num_workers = cache, decoder, num_workers
@@ -158,7 +163,7 @@ class ImageDataModule(DeviceBatches, ABC):
         self.problems: list[Skipped] = []
         self._test: tuple[Source, np.ndarray] | None = None
         self._resume_at, self.predict_from = (0, 0), 0
-        self._resident: dict[Part, ResidentBatches] = {}
+        self._resident = {}
 
     @property
     def kind(self):
@@ -170,6 +175,14 @@ class ImageDataModule(DeviceBatches, ABC):
     def num_classes(self) -> int:
         """Number of classes K; asked before any data is downloaded."""
         return len(self.class_names)
+
+    def in_order(self, names: Sequence[str]) -> list[str]:
+        """Names of classes in the order of their numbers, for data that number them only now.
+
+        Raises:
+            UserError: They have no order that is known, or are not those of the option `ordered`.
+        """
+        return self.kind.class_order(names, self.ordered if isinstance(self.ordered, list) else None)
 
     @abstractmethod
     def open(self, part: Part) -> Source | None:
@@ -240,6 +253,11 @@ class ImageDataModule(DeviceBatches, ABC):
         """Open the training and validation parts; their images are not checked."""
         (pool, official_val), options = self.pool(), self.split_options
         official_test, first = self.has_official("test"), self._rank()[0] == 0
+        self.kind.check(pool.label)
+        if self.ordered:
+            refuse_other_order(self.ordered, self.class_names)
+            if first:
+                log.info(f"classes, from the lowest: {' < '.join(self.class_names)}")
         chosen = options.split(pool.label, pool.group, official_val is None, not official_test)
         if options.tests_fold and official_test and first:
             log.info(f"fold {options.fold} of {options.folds} is the test part; the official test part is not used")
@@ -266,69 +284,7 @@ class ImageDataModule(DeviceBatches, ABC):
     def class_counts(self) -> np.ndarray:
         """Number of training images of each class, (K,) int64."""
         source, index = self.parts["train"]
-        return np.bincount(source.label[index], minlength=self.num_classes)
-
-    def train_dataloader(self) -> DataLoader:
-        """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
-        source, index = self.parts["train"]
-        probability = balanced(source.label[index]) if self.sampling == "balanced" else None
-        sizes = len(index), self.batch_size, self.seed, *self._rank()
-        draws = self.resize_crop("train").random
-        batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index), draws)
-        batches.resume_at = self._resume_at
-        batches.fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader("train", batches)
-
-    def val_dataloader(self) -> DataLoader | list:
-        """Each validation image once over all processes."""
-        return self._eval_loader("val") if len(self.parts["val"][1]) else []
-
-    def test_dataloader(self) -> DataLoader:
-        """Each test image once over all processes."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> DataLoader:
-        """The test images from `predict_from` on; with on_error=skip, what cannot be read is blank and in `broken`."""
-        return self._eval_loader("test", self.predict_from)
-
-    def ordered_batches(self, part: Part, version: int = 0) -> DataLoader:
-        """Each image of a part once, all in this process: 0 as for evaluation, other versions as for augmentation."""
-        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, draw=version)
-        return self._loader(part, batches, self.resize_crop("train" if version else "val"))
-
-    def use_features(self, part: Part, feature: Tensor) -> None:
-        """From now on, loaders yield features in place of a part's images.
-
-        Args:
-            part: The part.
-            feature: (N, V, F) float32, V versions of each of its images; training takes one at random, evaluation
-                the first.
-        """
-        source, index = self.parts[part]
-        self.parts[part] = (FeatureSource(source, index, feature), index)
-
-    def _eval_loader(self, part: Part, start: int | None = None) -> DataLoader:
-        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
-        return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
-
-    def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
-        (source, index), own = self.parts[part], self.resize_crop(part)
-        every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
-        files = not (go_on or source.in_memory or self.bands or isinstance(source, ItemSource))
-        kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
-        cached = self.caches.cached(source, index, frame)
-        crop = None if isinstance(source, FeatureSource) else self._crop
-        dataset = kind(cached, index, frame, go_on, self.goes_to, crop, self.seed)
-        again = part != "test" and frame == own  # what is looked at once is not worth the memory
-        if self.cache == "device" and self.goes_to and again:
-            if part not in self._resident or not self._resident[part].holds(dataset):
-                self._resident.pop(part, None)  # before its successor takes memory
-                self._resident[part] = ResidentBatches(dataset, self.num_workers)
-            dataset = self._resident[part]
-        return loader(dataset, batches, self.num_workers, every_core)
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return np.bincount(self.kind.pairs(source.label[index])[1], minlength=self.num_classes)
 
     def state_dict(self) -> dict[str, Any]:
         """Class names, fingerprints and the position in the training order, for the checkpoint."""

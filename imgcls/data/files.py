@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # options that say how images are prepared: what images from elsewhere share with a run
 PREPARATION = (
     *("image_size", "channels", "mean", "std", "interpolation", "crop_fraction", "value_range"),
-    *("bands", "num_bands"),
+    *("bands", "num_bands", "task"),
 )
 TABLES = (".txt", ".csv", ".tsv", ".parquet")
 
@@ -51,7 +51,7 @@ class FilesData(ImageDataModule):
         if self.table is not None:
             return self._listed(self.table)
         folder, paths = self._found()
-        return self.file_source(folder, paths, np.full(len(paths), -1))
+        return self.file_source(folder, paths, self.kind.unknown(len(paths), self.num_classes))
 
     def setup(self, stage: str) -> None:
         """Open the files; there is no training part."""
@@ -97,7 +97,8 @@ class FilesData(ImageDataModule):
         if len(first) < len(lines):
             log.info(f"{table}: {len(lines) - len(first)} of {len(lines)} images are there again, and predicted once")
         origins = [f"{table}:{number}" for number, _ in first.values()]
-        source = self.file_source(folder, [path for _, path in first.values()], np.full(len(first), -1), origins)
+        label = self.kind.unknown(len(first), self.num_classes)
+        source = self.file_source(folder, [path for _, path in first.values()], label, origins)
         refuse_if_none_is_there(source, "files")
         return source
 

@@ -59,12 +59,13 @@ class FolderData(ImageDataModule):
             self._classes = [name for name in self._classes if name not in empty]
             for name in empty:
                 self._skip("train", next(iter(found)) / name, "the folder has no images")
-        self.class_names = [printable(name) for name in self._classes]
-        if not self.class_names:
+        if not self._classes:
             raise UserError(
                 f"--data.root {self._inner}: has no sub-folders; expected one per class, "
                 "or train/, val/ and test/ with one per class in each"
             )
+        self.class_names = self.in_order([printable(name) for name in self._classes])
+        self._classes.sort(key=lambda name: self.class_names.index(printable(name)))
         first = (first_image(folder / name) for folder, names in found.items() for name in names)
         self.set_channels(path for path in first if path is not None)
 

@@ -66,7 +66,7 @@ class HuggingFaceData(ImageDataModule):
         if hasattr(kind, "names"):
             self.class_names = list(kind.names)
         elif _is_plain(kind):
-            self.class_names = class_order(set(self._texts("train")) - {""})
+            self.class_names = self.in_order(class_order(set(self._texts("train")) - {""}))
         else:
             raise UserError(f"--data.label_column {self.label_column}: holds {kind}; texts, integers or classes can be")
         self._hidden = [self.splits[part] for part in self.splits if part != "train" and self._is_hidden(part)]

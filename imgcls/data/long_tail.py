@@ -24,7 +24,7 @@ class LongTail(ImageDataModule):
     def __init__(self, data: ImageDataModule, imbalance: float = 100.0, tail_seed: int = 0, **kwargs: Any) -> None:
         if imbalance < 1:
             raise UserError(f"--data.imbalance: {imbalance:g} is not at least 1, where classes stay as they are")
-        self.native_size, self.native_channels = data.native_size, data.native_channels
+        self.native_task, self.native_size, self.native_channels = data.task, data.native_size, data.native_channels
         self.native_mean, self.native_std, self.class_names = data.native_mean, data.native_std, data.class_names
         super().__init__(**kwargs)
         if self.root is not None:

@@ -1,24 +1,33 @@
-"""How images are loaded, and what happens to a batch on the device: one seed a step, augmentation, normalisation."""
+"""Loaders of parts, and what happens to a batch on the device: one seed a step, augmentation, normalisation."""
 
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
 from imgcls.augment.base import Augmentation, LoadingCrop, moved
-from imgcls.data.batches import Device
+from imgcls.data.batches import BatchDataset, Device, loader
 from imgcls.data.channels import Asked
+from imgcls.data.encoded import EncodedBatches
 from imgcls.data.options import normalize, seed_step
+from imgcls.data.resident import ResidentBatches
+from imgcls.data.sampling import EvalBatches, TrainBatches, balanced
 from imgcls.images.arrays import BandFiles, Bands
 from imgcls.images.cache import Caches
+from imgcls.images.checking import OnError
 from imgcls.images.decode import Interpolation, ResizeCrop
 from imgcls.images.depth import ValueRange
-from imgcls.images.sources import Batch, FileSource, Part
+from imgcls.images.derived import FeatureSource
+from imgcls.images.sources import Batch, FileSource, ItemSource, Part, Source
+from imgcls.tasks import Task, find
 
+Parts = dict[Part, tuple[Source, np.ndarray]]
 KEPT = 2.25  # sides of what a cache keeps of a whole image, by those of crops: photos of 500 × 375 stay whole at 224
 
 
@@ -26,18 +35,22 @@ class DeviceBatches(LightningDataModule):
     """Batches of uint8 images become normalised float ones on the device, training batches after augmentation.
 
     Attributes:
+        parts: See `ImageDataModule`, as for further ones.
         has_bands: Whether images are files that may have bands; then `__init__` ends with `set_channels`.
         channels: Number of channels.
         bands: Which bands of each file they are, if files have any; else None.
         num_bands: Bands of each file, likewise.
-        value_range: See `ImageDataModule`, as for further ones.
+        value_range: See `ImageDataModule`.
         augment: Applied to training batches.
+        predict_from: Position of the first image that is predicted.
         mean: Of each channel, in 0..1.
         std: Of each channel, likewise.
         seed: The run's seed.
         device: Where batches go while no Trainer says it; None: they stay where they were fetched.
     """
 
+    parts: Parts
+    task: str
     has_bands = False
     channels: int
     bands: list[int] | None
@@ -49,11 +62,26 @@ class DeviceBatches(LightningDataModule):
     crop_fraction: float
     caches: Caches
     augment: Augmentation | None
+    batch_size: int
+    sampling: Literal["shuffle", "balanced"]
+    repeats: int
+    cache: str
+    decoder: Literal["cpu", "cuda"]
+    on_error: OnError
+    num_workers: int | None
+    predict_from: int
     mean: list[float]
     std: list[float]
     seed: int
     device: Device = None
     _asked: Asked
+    _resume_at: tuple[int, int]
+    _resident: dict[Part, ResidentBatches]
+
+    @property
+    def kind(self) -> Task:
+        """The kind of labels, see `imgcls.tasks`."""
+        return find(self.task)
 
     def set_channels(self, files: Iterable[Path] | None) -> None:
         """Number of channels, their mean and deviation, and which bands they are, by the first file that can be read.
@@ -91,6 +119,68 @@ class DeviceBatches(LightningDataModule):
     def goes_to(self) -> Device:
         """Where batches go."""
         return self.trainer.strategy.root_device if self.trainer else self.device
+
+    def train_dataloader(self) -> DataLoader:
+        """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
+        source, index = self.parts["train"]
+        probability = balanced(source.label[index]) if self.sampling == "balanced" else None
+        sizes = len(index), self.batch_size, self.seed, *self._rank()
+        draws = self.resize_crop("train").random
+        batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index), draws)
+        batches.resume_at = self._resume_at
+        batches.fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._loader("train", batches)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Each validation image once over all processes."""
+        return self._eval_loader("val") if len(self.parts["val"][1]) else []
+
+    def test_dataloader(self) -> DataLoader:
+        """Each test image once over all processes."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test images from `predict_from` on; with on_error=skip, what cannot be read is blank and in `broken`."""
+        return self._eval_loader("test", self.predict_from)
+
+    def ordered_batches(self, part: Part, version: int = 0) -> DataLoader:
+        """Each image of a part once, all in this process: 0 as for evaluation, other versions as for augmentation."""
+        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, draw=version)
+        return self._loader(part, batches, self.resize_crop("train" if version else "val"))
+
+    def use_features(self, part: Part, feature: Tensor) -> None:
+        """From now on, loaders yield features in place of a part's images.
+
+        Args:
+            part: The part.
+            feature: (N, V, F) float32, V versions of each of its images; training takes one at random, evaluation
+                the first.
+        """
+        source, index = self.parts[part]
+        self.parts[part] = (FeatureSource(source, index, feature), index)
+
+    def _eval_loader(self, part: Part, start: int | None = None) -> DataLoader:
+        batches = EvalBatches(len(self.parts[part][1]), self.batch_size, *self._rank(), start)
+        return self._loader(part, batches, go_on=start is not None and self.on_error == "skip")
+
+    def _loader(self, part: Part, batches: Sampler, frame: ResizeCrop | None = None, go_on: bool = False) -> DataLoader:
+        (source, index), own = self.parts[part], self.resize_crop(part)
+        every_core, frame = frame is not None, frame or own  # in a given frame features are computed, not trained
+        files = not (go_on or source.in_memory or self.bands or isinstance(source, ItemSource))
+        kind = EncodedBatches if files and self.decoder == "cuda" and self.goes_to else BatchDataset
+        cached = self.caches.cached(source, index, frame)
+        crop = None if isinstance(source, FeatureSource) else self._crop
+        dataset = kind(cached, index, frame, go_on, self.goes_to, crop, self.seed)
+        again = part != "test" and frame == own  # what is looked at once is not worth the memory
+        if self.cache == "device" and self.goes_to and again:
+            if part not in self._resident or not self._resident[part].holds(dataset):
+                self._resident.pop(part, None)  # before its successor takes memory
+                self._resident[part] = ResidentBatches(dataset, self.num_workers)
+            dataset = self._resident[part]
+        return loader(dataset, batches, self.num_workers, every_core)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     @torch.no_grad()
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

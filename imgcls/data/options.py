@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imgcls.errors import UserError
+from imgcls.tasks import SINGLE_LABEL, find
 
 FROM_DATA = ("num_classes", "channels", "image_size", "task")  # attributes of a data module that a model follows
 
@@ -37,6 +38,28 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     ranges = [] if values in (None, "none") else values if nested else [values]
     ascending = all(len(of) == 2 and -math.inf < of[0] < of[1] < math.inf for of in ranges)
     check(ascending, "value_range", values, "[low, high] with low below high, or a list of those of each channel")
+
+
+def named_task(task: str | None, ordered: bool | list[str], native: str) -> str:
+    """The kind of labels that options ask for, else the data's own.
+
+    Raises:
+        UserError: There is none of that name, or its classes have no order and one is asked for.
+    """
+    named = task or ("ordered" if ordered and native == SINGLE_LABEL else native)
+    find(named)
+    if ordered and named != "ordered":
+        raise UserError(f"--data.ordered: is for --data.task=ordered, not for {named}; leave one of them out")
+    return named
+
+
+def refuse_other_order(ordered: bool | list[str], class_names: Sequence[str]) -> None:
+    """Raise a UserError if a list that `--data.ordered` gives is not the order in which the data number classes."""
+    if isinstance(ordered, list) and ordered != list(class_names):
+        raise UserError(
+            f"--data.ordered: these data number their classes themselves, {' < '.join(class_names)}; give "
+            "--data.ordered=true if that is their order, and a table of the images if not"
+        )
 
 
 def per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:

@@ -85,9 +85,9 @@ class TableData(ImageDataModule):
         bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
         for row, reason in bad.items():
             self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
-        self.class_names = class_order(known)
         if not known:
             raise UserError(f"{self.table}: has no rows that can be used")
+        self.class_names = self.in_order(class_order(known))
         self.set_channels(self.root / path for _, path, _, part in self._rows if part in tell_classes)
 
     def prepare_data(self) -> None:

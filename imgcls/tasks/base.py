@@ -68,6 +68,14 @@ class Task(ABC):
         """The label of each of N images in words, empty where it is not known."""
 
     @abstractmethod
+    def numbered(self, names: Sequence[Sequence[str] | None], class_names: Sequence[str]) -> np.ndarray:
+        """Labels of N images by the names of the classes of each; None where they are not known.
+
+        Raises:
+            UserError: An image has more names than this kind allows.
+        """
+
+    @abstractmethod
     def unknown(self, images: int, num_classes: int) -> np.ndarray:
         """Labels of images whose labels are not known."""
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from imgcls.losses import Loss
 
+SEVERAL = "--data.task: images of these data have several labels, and this kind of labels one each; leave it out"
+
 
 class SingleLabel(Task):
     """Each image is of one class: softmax, and the class of the largest logit."""
@@ -26,6 +28,12 @@ class SingleLabel(Task):
 
     def text(self, label: np.ndarray, class_names: Sequence[str]) -> list[str]:  # noqa: D102
         return [class_names[k] if k >= 0 else "" for k in label.tolist()]
+
+    def numbered(self, names: Sequence[Sequence[str] | None], class_names: Sequence[str]) -> np.ndarray:  # noqa: D102
+        if any(of is not None and len(of) > 1 for of in names):
+            raise UserError(SEVERAL)
+        number = {name: k for k, name in enumerate(class_names)}
+        return np.array([number[of[0]] if of else -1 for of in names], dtype=np.int64)
 
     def unknown(self, images: int, num_classes: int) -> np.ndarray:  # noqa: D102
         return np.full(images, -1)
@@ -39,7 +47,7 @@ class SingleLabel(Task):
 
     def check(self, label: np.ndarray) -> None:  # noqa: D102
         if label.ndim != 1:
-            raise UserError("--data.task single_label: images of these data have several labels; leave it out")
+            raise UserError(SEVERAL)
 
     def loss(self) -> Loss:  # noqa: D102
         from imgcls.losses import CrossEntropy
