@@ -23,7 +23,7 @@ import numpy as np
 
 from imgcls.data.splits import stratified_order
 from imgcls.science.planning import narrow_enough
-from imgcls.science.resampling import compare_splits
+from imgcls.science.resampling import compare_splits, image_by_image
 from imgcls.science.statistics import Comparison, compare_images, compare_scores
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -122,7 +122,7 @@ def splits(repeats: int, folder: Path | None) -> None:
                     scores = [float(value.mean()) for _, value in images]
                     zero = [0.0] * len(scores)
                     ratio = held / (count - held)
-                    for k, known in enumerate((images, None)):
+                    for k, known in enumerate((image_by_image(images), None)):
                         found = compare_splits(scores, zero, ratio, known).difference
                         missed[k] += not found.low <= truth <= found.high
                         half[k] += (found.high - found.low) / 2
