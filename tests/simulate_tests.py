@@ -1,4 +1,4 @@
-"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py splits|seeds|until`.
+"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py MODE`.
 
 `splits`: real training, without networks. Of 7,000 images of the bundled sample (or 70,000: `--folder` with the four
 files of Fashion-MNIST) some are drawn as a person's data set, and two classifiers of principal components are
@@ -11,6 +11,12 @@ their difference misses 0, and its half width in standard deviations of a score:
 
 `until`: planted runs with what seeds, images and both do; seeds are added until intervals are as wide as seven to ten
 seeds make them, and counted is how often the interval then misses the true difference.
+
+`map`: planted classifiers of images with several labels, whose logits are made of the label, times a strength that
+varies with the seed, and of what the image, the method and the image, and the run and the image do. Counted is how
+often the 95 % interval of the difference of the mean average precision misses the true one, that of very many images
+and of all seeds (with one seed each: of those two models), and its half width, both in per cent: by resampled images
+and seeds, and by the scores of the seeds alone.
 """
 
 import argparse
@@ -22,6 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from imgcls.data.splits import stratified_order
+from imgcls.evaluate.resampled import mean_average_precision
+from imgcls.science.bootstrap import compare_resampled
 from imgcls.science.planning import narrow_enough
 from imgcls.science.resampling import compare_splits, image_by_image
 from imgcls.science.statistics import Comparison, compare_images, compare_scores
@@ -189,17 +197,61 @@ def _test(by: str, group: np.ndarray, base: np.ndarray) -> Comparison:
     return compare_images(group, base) if by == "images" else compare_scores(group.mean(1), base.mean(1))
 
 
+LABELS, STRENGTH = 5, 1.5
+
+
+def several_labels(rng: np.random.Generator, images: int, strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (2, S, M, K) of two groups of runs of some strengths (2, S), and labels (M, K), rare and frequent ones."""
+    label = rng.random((images, LABELS)) < np.linspace(0.05, 0.4, LABELS)
+    ease, of_method = rng.normal(0, 1, label.shape), rng.normal(0, 0.5, (2, 1, *label.shape))
+    own = rng.normal(0, 0.5, (*strength.shape, *label.shape))
+    return strength[..., None, None] * label + ease + of_method + own, label
+
+
+def average_precision(repeats: int) -> None:
+    """Print a row for each number of images, spread of the seeds, gain in strength, and number of seeds."""
+    rng = np.random.default_rng(2)
+    grid, one = np.linspace(0.2, 3.2, 31), np.ones((100_000, 1), np.int16)
+    known = [mean_average_precision(logits[0, 0], label)(one)[0] for logits, label in (
+        several_labels(rng, len(one), np.full((1, 1), strength)) for strength in grid)]  # fmt: skip
+    of_strength = np.polynomial.Polynomial.fit(grid, known, 6)
+    normal = rng.normal(size=100_000)
+    print(f"{'images':>6}{'spread':>8}{'gain':>6}{'seeds':>6}{'images and seeds':>20}{'scores':>16}  (missed, half)")
+    for count in (100, 500):
+        for spread in (0.03, 0.15):
+            for gain in (0.0, 0.2):
+                centre = STRENGTH * np.array([1 + gain, 1])
+                for made in (1, 3, 5):
+                    missed, half = np.zeros(2), np.zeros(2)
+                    for _ in range(repeats):
+                        strength = centre[:, None] * (1 + spread * rng.normal(size=(2, made)))
+                        logits, label = several_labels(rng, count, strength)
+                        met = strength if made == 1 else centre[:, None] * (1 + spread * normal)
+                        truth = float(np.subtract(*of_strength(met).mean(1)))
+                        group, base = ([mean_average_precision(run, label) for run in side] for side in logits)
+                        scores = [[of(np.ones((count, 1), np.int16))[0] for of in side] for side in (group, base)]
+                        tests = compare_resampled(group, base, count), compare_scores(*scores)
+                        for k, found in enumerate(test.difference for test in tests):
+                            missed[k] += not found.low <= truth <= found.high
+                            half[k] += (found.high - found.low) / 2
+                    columns = (
+                        f"{100 * m / repeats:.1f}  {100 * h / repeats:.1f}" if np.isfinite(h) else "–"
+                        for m, h in zip(missed, half, strict=True)
+                    )
+                    print(f"{count:>6}{spread:>8}{gain:>6}{made:>6}" + "".join(f"{c:>18}" for c in columns), flush=True)
+
+
 def main() -> None:
     """Simulate one of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("test", choices=["splits", "seeds", "until"])
+    parser.add_argument("test", choices=["splits", "seeds", "until", "map"])
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.test == "splits":
         splits(options.repeats, options.folder)
     else:
-        {"seeds": seeds, "until": until}[options.test](options.repeats)
+        {"seeds": seeds, "until": until, "map": average_precision}[options.test](options.repeats)
 
 
 if __name__ == "__main__":

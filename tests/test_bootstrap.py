@@ -1,4 +1,4 @@
-"""Comparisons by metrics that are no mean over images: against scikit-learn on explicit resamples, and on planted runs."""
+"""Comparisons by metrics that are no mean over images: against scikit-learn on resamples, and on planted runs."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from imgcls.evaluate.resampled import mean, mean_average_precision, quadratic_we
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import write_predictions
 from imgcls.runs.run import find_runs
+from imgcls.science import bootstrap
 from imgcls.science.bootstrap import RESAMPLES, chance_of_images, compare_resampled, resample
 from imgcls.science.comparison import compare, higher_is_better
 from imgcls.science.groups import group_runs
@@ -73,14 +74,14 @@ def test_kappa_and_absolute_error_are_scikit_learns_on_explicit_resamples():
     assert np.isnan(quadratic_weighted_kappa(constant, constant)(weights)).all(), "no chance to agree beyond"
 
 
-def test_all_metrics_are_resampled_alike_and_as_often():
+def test_all_metrics_are_resampled_alike_and_as_often(monkeypatch):
     value = np.random.default_rng(2).normal(size=50)
     resampled = resample(mean(value), 50)
     assert len(resampled) == RESAMPLES and np.array_equal(resampled, resample(mean(value), 50))
     assert np.allclose(resample(mean(2 * value + 1), 50), 2 * resampled + 1)
     assert resampled.std() == pytest.approx(value.std() / math.sqrt(50), rel=0.1)
-    large = resample(lambda weights: weights.sum(0), 2**20)[:3]  # more than fit at once
-    assert (large == 2**20).all()
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 50 * 7)  # as if there were more than fit at once
+    assert np.allclose(resample(mean(value), 50), resampled)
 
 
 def right(rng: np.random.Generator, seeds: int, images: int = 400, shift: float = 0.0) -> np.ndarray:
@@ -103,7 +104,8 @@ def test_of_accuracies_it_is_the_test_of_accuracies(seeds, paired):
         assert found.p_value == pytest.approx(exact.p_value, rel=0.35, abs=0.01)
         parts = [(c.design.of_seeds, c.design.of_images, c.design.of_both) for c in (found, exact)]
         assert np.allclose(*parts, rtol=0.15, atol=0.1 * exact.design.variance)
-        assert found.design.images == 400 and outlook(found).images
+        assert found.design.images == 400
+        assert outlook(found).detectable == pytest.approx(outlook(exact).detectable, rel=0.1)
 
 
 def test_one_model_of_each_has_percentiles():
@@ -112,7 +114,7 @@ def test_one_model_of_each_has_percentiles():
     nothing = mean(np.zeros(300))
     found = compare_resampled([mean(value)], [nothing], 300)
     drawn = [value[rng.integers(300, size=300)].mean() for _ in range(4000)]
-    assert (found.difference.low, found.difference.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.01)
+    assert (found.difference.low, found.difference.high) == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.02)
     assert found.p_value == pytest.approx(
         2 * min(np.mean(np.array(drawn) <= 0), np.mean(np.array(drawn) >= 0)), abs=0.02
     )
@@ -121,11 +123,11 @@ def test_one_model_of_each_has_percentiles():
     assert compare_resampled([mean(value + 9)], [nothing], 300).p_value == pytest.approx(2 / (RESAMPLES + 1))
 
 
-def planted(rng: np.random.Generator, seeds: int, images: int, labels: int = 3):
+def planted(rng: np.random.Generator, seeds: int, images: int, spread: float, labels: int = 3):
     """Two groups that are equal but for chance: what labels, images, seeds, and both together do to logits."""
     label = rng.random((images, labels)) < 0.25
     ease = rng.normal(size=label.shape)
-    signal = 1.5 * label * (1 + rng.normal(0, 0.05, (2, seeds, 1, 1)))
+    signal = 1.5 * label * (1 + rng.normal(0, spread, (2, seeds, 1, 1)))
     logits = signal + ease + rng.normal(0, 0.5, (2, seeds, *label.shape))
     return [[mean_average_precision(run, label) for run in group] for group in logits]
 
@@ -133,8 +135,8 @@ def planted(rng: np.random.Generator, seeds: int, images: int, labels: int = 3):
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_equal_groups_are_as_often_called_different_as_is_said(seeds):
     rng = np.random.default_rng(seeds)
-    # one seed speaks of the two models, whose luck is part of them: here they have none, but for the images
-    p_values = np.array([compare_resampled(*planted(rng, seeds, 120), 120).p_value for _ in range(200)])
+    spread = 0.0 if seeds == 1 else 0.05  # one seed speaks of the two models, whose luck is part of them
+    p_values = np.array([compare_resampled(*planted(rng, seeds, 120, spread), 120).p_value for _ in range(200)])
     # 5 and 50 % are expected; bounds are some three standard errors off, where the truth is a little below
     assert np.mean(p_values < 0.05) <= 0.10
     assert 0.33 <= np.mean(p_values < 0.5) <= 0.61
@@ -201,7 +203,7 @@ def grades(tmp_path) -> Path:
     """Ordered classes of 250 images, tested in five folds, and all in one: a better model and a worse one."""
     rng = np.random.default_rng(7)
     label = rng.integers(0, 5, 250)
-    for lr, spread in ((0.1, 0.9), (0.2, 0.7)):
+    for lr, spread in ((0.1, 1.2), (0.2, 0.7)):
         for seed in range(3):
             prediction = np.clip(np.round(label + spread * rng.normal(size=250)), 0, 4).astype(int)
             write_run(tmp_path / f"all/{lr}-{seed}", prediction, label, np.arange(250), seed, lr=lr)

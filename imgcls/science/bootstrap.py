@@ -13,7 +13,7 @@ from imgcls.science.statistics import LEVEL, Comparison, Estimate, compare_runs,
 # of weights (M, B), how often each image is in each resample, int16, to values (B,); nan where a resample has none
 MetricOf = Callable[[np.ndarray], np.ndarray]
 RESAMPLES = 1000
-AT_ONCE, WEIGHTS_AT_ONCE = 128, 2**25  # as fast as any; 64 MB
+AT_ONCE, WEIGHTS_AT_ONCE = 128, 2**23  # resamples, as fast as any; weights, 64 MB
 
 
 def compare_resampled(
@@ -88,10 +88,10 @@ def resample(metric_of: MetricOf, images: int, place: np.ndarray | slice = slice
     rng = np.random.default_rng(0)
     step = max(1, min(AT_ONCE, WEIGHTS_AT_ONCE // images))
     found = []
-    for first in range(0, RESAMPLES, step):
-        draws = [rng.integers(images, size=images) for _ in range(first, min(first + step, RESAMPLES))]
-        weights = np.stack([np.bincount(draw, minlength=images).astype(np.int16) for draw in draws], axis=1)
-        found.append(metric_of(weights[place]))
+    for count in np.diff([*range(0, RESAMPLES, step), RESAMPLES]).tolist():
+        cell = rng.integers(images, size=(count, images)) * count + np.arange(count)[:, None]
+        weights = np.bincount(cell.ravel(), minlength=images * count).reshape(images, count)
+        found.append(metric_of(weights[place].astype(np.int16)))
     return np.concatenate(found)
 
 
