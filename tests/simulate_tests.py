@@ -4,7 +4,7 @@
 files of Fashion-MNIST) some are drawn as a person's data set, and two classifiers of principal components are
 cross-validated or tested on random splits; their true difference at that number of training images is measured on
 images that were not drawn. Counted is how often the 95 % interval misses it, and its half width, both in per cent: by
-test images and splits, and by the corrected resampled t-test of scores.
+test images and splits, and by the corrected resampled t-test of scores. `--metric qwk` takes the classes for ordered.
 
 `seeds`: two groups of normal scores whose runs of the same seed are correlated. Counted is how often the interval of
 their difference misses 0, and its half width in standard deviations of a score: with and without regard to the seeds.
@@ -28,10 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from imgcls.data.splits import stratified_order
-from imgcls.evaluate.resampled import mean_average_precision
-from imgcls.science.bootstrap import compare_resampled
+from imgcls.evaluate.resampled import MetricOf, mean, mean_average_precision, quadratic_weighted_kappa
+from imgcls.science.bootstrap import chance_of_images, compare_resampled
 from imgcls.science.planning import narrow_enough
-from imgcls.science.resampling import compare_splits, image_by_image
+from imgcls.science.resampling import ChanceOfImages, compare_splits, image_by_image
 from imgcls.science.statistics import Comparison, compare_images, compare_scores
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -95,14 +95,33 @@ def population(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return x / np.sqrt(x.std(0)), label.astype(np.int64)
 
 
-def difference(pair: tuple[Classifier, Classifier], x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray,
-               rng: np.random.Generator) -> np.ndarray:  # fmt: skip
-    """Of being right, second minus first, for each test image."""
-    first, second = (predict(x[train], y[train], x[test], rng) == y[test] for predict in pair)
-    return second.astype(float) - first
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], MetricOf]] = {
+    "acc": lambda prediction, label: mean(prediction == label),
+    "qwk": quadratic_weighted_kappa,
+}
 
 
-def splits(repeats: int, folder: Path | None) -> None:
+def predictions(pair: tuple[Classifier, Classifier], x: np.ndarray, y: np.ndarray, train: np.ndarray,
+                test: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # fmt: skip
+    """Of both classifiers and the truth, (3, M)."""
+    return np.stack([*(predict(x[train], y[train], x[test], rng) for predict in pair), y[test]])
+
+
+def difference(metric: str, predicted: np.ndarray) -> float:
+    """Of the second classifier's metric from the first one's."""
+    first, second = (METRICS[metric](one, predicted[2])(np.ones((predicted.shape[1], 1))) for one in predicted[:2])
+    return float(second[0] - first[0])
+
+
+def chance(metric: str, tests: list[np.ndarray], predicted: list[np.ndarray]) -> ChanceOfImages | None:
+    """As `compare` has it for the metric."""
+    if metric == "acc":
+        right = [(of[1] == of[2]).astype(float) - (of[0] == of[2]) for of in predicted]
+        return image_by_image(list(zip(tests, right, strict=True)))
+    return chance_of_images(tests, [tuple([METRICS[metric](of[k], of[2])] for k in (1, 0)) for of in predicted])
+
+
+def splits(repeats: int, folder: Path | None, metric: str) -> None:
     """Print a row for each size, pair and design."""
     x, y = population(folder)
     rng = np.random.default_rng(0)
@@ -114,23 +133,24 @@ def splits(repeats: int, folder: Path | None) -> None:
             for design, (folds, times) in DESIGNS.items():
                 held = round(count / folds if folds else count * TESTED)
                 draws = [rng.permutation(len(y))[: count - held + 4000] for _ in range(400)]
-                truth = 0.0 if pair[0] is pair[1] or "equal" in name else float(np.mean(
-                    [difference(pair, x, y, draw[: count - held], draw[count - held :], rng).mean() for draw in draws]
-                ))  # fmt: skip
+                truth = 0.0 if pair[0] is pair[1] or "equal" in name else float(np.mean([
+                    difference(metric, predictions(pair, x, y, draw[: count - held], draw[count - held :], rng))
+                    for draw in draws
+                ]))  # fmt: skip
                 missed, half = np.zeros(2), np.zeros(2)
                 for _ in range(repeats):
                     own = rng.permutation(len(y))[:count]
-                    images = []
+                    tested, predicted = [], []
                     for _ in range(times):
                         order = stratified_order(y[own], int(rng.integers(2**31)))
-                        tests = np.array_split(order, folds) if folds else [order[:held]]
-                        for test in tests:
+                        for test in np.array_split(order, folds) if folds else [order[:held]]:
                             train = np.setdiff1d(order, test)
-                            images.append((test, difference(pair, x[own], y[own], train, test, rng)))
-                    scores = [float(value.mean()) for _, value in images]
+                            tested.append(test)
+                            predicted.append(predictions(pair, x[own], y[own], train, test, rng))
+                    scores = [difference(metric, of) for of in predicted]
                     zero = [0.0] * len(scores)
                     ratio = held / (count - held)
-                    for k, known in enumerate((image_by_image(images), None)):
+                    for k, known in enumerate((chance(metric, tested, predicted), None)):
                         found = compare_splits(scores, zero, ratio, known).difference
                         missed[k] += not found.low <= truth <= found.high
                         half[k] += (found.high - found.low) / 2
@@ -247,9 +267,10 @@ def main() -> None:
     parser.add_argument("test", choices=["splits", "seeds", "until", "map"])
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--metric", choices=METRICS, default="acc", help="of splits")
     options = parser.parse_args()
     if options.test == "splits":
-        splits(options.repeats, options.folder)
+        splits(options.repeats, options.folder, options.metric)
     else:
         {"seeds": seeds, "until": until, "map": average_precision}[options.test](options.repeats)
 
