@@ -1,16 +1,22 @@
-"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py splits|seeds|until`.
+"""How often tests of `compare` are wrong where the truth is known: `python tests/simulate_tests.py MODE`.
 
 `splits`: real training, without networks. Of 7,000 images of the bundled sample (or 70,000: `--folder` with the four
 files of Fashion-MNIST) some are drawn as a person's data set, and two classifiers of principal components are
 cross-validated or tested on random splits; their true difference at that number of training images is measured on
 images that were not drawn. Counted is how often the 95 % interval misses it, and its half width, both in per cent: by
-test images and splits, and by the corrected resampled t-test of scores.
+test images and splits, and by the corrected resampled t-test of scores. `--metric qwk` takes the classes for ordered.
 
 `seeds`: two groups of normal scores whose runs of the same seed are correlated. Counted is how often the interval of
 their difference misses 0, and its half width in standard deviations of a score: with and without regard to the seeds.
 
 `until`: planted runs with what seeds, images and both do; seeds are added until intervals are as wide as seven to ten
 seeds make them, and counted is how often the interval then misses the true difference.
+
+`map`: planted classifiers of images with several labels, whose logits are made of the label, times a strength that
+varies with the seed, and of what the image, the method and the image, and the run and the image do. Counted is how
+often the 95 % interval of the difference of the mean average precision misses the true one, that of very many images
+and of all seeds (with one seed each: of those two models), and its half width, both in per cent: by resampled images
+and seeds, and by the scores of the seeds alone.
 """
 
 import argparse
@@ -22,8 +28,10 @@ from pathlib import Path
 import numpy as np
 
 from imgcls.data.splits import stratified_order
+from imgcls.evaluate.resampled import MetricOf, mean, mean_average_precision, quadratic_weighted_kappa
+from imgcls.science.bootstrap import chance_of_images, compare_resampled
 from imgcls.science.planning import narrow_enough
-from imgcls.science.resampling import compare_splits
+from imgcls.science.resampling import ChanceOfImages, compare_splits, image_by_image
 from imgcls.science.statistics import Comparison, compare_images, compare_scores
 
 Classifier = Callable[[np.ndarray, np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
@@ -87,14 +95,33 @@ def population(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
     return x / np.sqrt(x.std(0)), label.astype(np.int64)
 
 
-def difference(pair: tuple[Classifier, Classifier], x: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray,
-               rng: np.random.Generator) -> np.ndarray:  # fmt: skip
-    """Of being right, second minus first, for each test image."""
-    first, second = (predict(x[train], y[train], x[test], rng) == y[test] for predict in pair)
-    return second.astype(float) - first
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray], MetricOf]] = {
+    "acc": lambda prediction, label: mean(prediction == label),
+    "qwk": quadratic_weighted_kappa,
+}
 
 
-def splits(repeats: int, folder: Path | None) -> None:
+def predictions(pair: tuple[Classifier, Classifier], x: np.ndarray, y: np.ndarray, train: np.ndarray,
+                test: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # fmt: skip
+    """Of both classifiers and the truth, (3, M)."""
+    return np.stack([*(predict(x[train], y[train], x[test], rng) for predict in pair), y[test]])
+
+
+def difference(metric: str, predicted: np.ndarray) -> float:
+    """Of the second classifier's metric from the first one's."""
+    first, second = (METRICS[metric](one, predicted[2])(np.ones((predicted.shape[1], 1))) for one in predicted[:2])
+    return float(second[0] - first[0])
+
+
+def chance(metric: str, tests: list[np.ndarray], predicted: list[np.ndarray]) -> ChanceOfImages | None:
+    """As `compare` has it for the metric."""
+    if metric == "acc":
+        right = [(of[1] == of[2]).astype(float) - (of[0] == of[2]) for of in predicted]
+        return image_by_image(list(zip(tests, right, strict=True)))
+    return chance_of_images(tests, [tuple([METRICS[metric](of[k], of[2])] for k in (1, 0)) for of in predicted])
+
+
+def splits(repeats: int, folder: Path | None, metric: str) -> None:
     """Print a row for each size, pair and design."""
     x, y = population(folder)
     rng = np.random.default_rng(0)
@@ -106,23 +133,24 @@ def splits(repeats: int, folder: Path | None) -> None:
             for design, (folds, times) in DESIGNS.items():
                 held = round(count / folds if folds else count * TESTED)
                 draws = [rng.permutation(len(y))[: count - held + 4000] for _ in range(400)]
-                truth = 0.0 if pair[0] is pair[1] or "equal" in name else float(np.mean(
-                    [difference(pair, x, y, draw[: count - held], draw[count - held :], rng).mean() for draw in draws]
-                ))  # fmt: skip
+                truth = 0.0 if pair[0] is pair[1] or "equal" in name else float(np.mean([
+                    difference(metric, predictions(pair, x, y, draw[: count - held], draw[count - held :], rng))
+                    for draw in draws
+                ]))  # fmt: skip
                 missed, half = np.zeros(2), np.zeros(2)
                 for _ in range(repeats):
                     own = rng.permutation(len(y))[:count]
-                    images = []
+                    tested, predicted = [], []
                     for _ in range(times):
                         order = stratified_order(y[own], int(rng.integers(2**31)))
-                        tests = np.array_split(order, folds) if folds else [order[:held]]
-                        for test in tests:
+                        for test in np.array_split(order, folds) if folds else [order[:held]]:
                             train = np.setdiff1d(order, test)
-                            images.append((test, difference(pair, x[own], y[own], train, test, rng)))
-                    scores = [float(value.mean()) for _, value in images]
+                            tested.append(test)
+                            predicted.append(predictions(pair, x[own], y[own], train, test, rng))
+                    scores = [difference(metric, of) for of in predicted]
                     zero = [0.0] * len(scores)
                     ratio = held / (count - held)
-                    for k, known in enumerate((images, None)):
+                    for k, known in enumerate((chance(metric, tested, predicted), None)):
                         found = compare_splits(scores, zero, ratio, known).difference
                         missed[k] += not found.low <= truth <= found.high
                         half[k] += (found.high - found.low) / 2
@@ -189,17 +217,62 @@ def _test(by: str, group: np.ndarray, base: np.ndarray) -> Comparison:
     return compare_images(group, base) if by == "images" else compare_scores(group.mean(1), base.mean(1))
 
 
+LABELS, STRENGTH = 5, 1.5
+
+
+def several_labels(rng: np.random.Generator, images: int, strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (2, S, M, K) of two groups of runs of some strengths (2, S), and labels (M, K), rare and frequent ones."""
+    label = rng.random((images, LABELS)) < np.linspace(0.05, 0.4, LABELS)
+    ease, of_method = rng.normal(0, 1, label.shape), rng.normal(0, 0.5, (2, 1, *label.shape))
+    own = rng.normal(0, 0.5, (*strength.shape, *label.shape))
+    return strength[..., None, None] * label + ease + of_method + own, label
+
+
+def average_precision(repeats: int) -> None:
+    """Print a row for each number of images, spread of the seeds, gain in strength, and number of seeds."""
+    rng = np.random.default_rng(2)
+    grid, one = np.linspace(0.2, 3.2, 31), np.ones((100_000, 1), np.int16)
+    known = [mean_average_precision(logits[0, 0], label)(one)[0] for logits, label in (
+        several_labels(rng, len(one), np.full((1, 1), strength)) for strength in grid)]  # fmt: skip
+    of_strength = np.polynomial.Polynomial.fit(grid, known, 6)
+    normal = rng.normal(size=100_000)
+    print(f"{'images':>6}{'spread':>8}{'gain':>6}{'seeds':>6}{'images and seeds':>20}{'scores':>16}  (missed, half)")
+    for count in (100, 500):
+        for spread in (0.03, 0.15):
+            for gain in (0.0, 0.2):
+                centre = STRENGTH * np.array([1 + gain, 1])
+                for made in (1, 3, 5):
+                    missed, half = np.zeros(2), np.zeros(2)
+                    for _ in range(repeats):
+                        strength = centre[:, None] * (1 + spread * rng.normal(size=(2, made)))
+                        logits, label = several_labels(rng, count, strength)
+                        met = strength if made == 1 else centre[:, None] * (1 + spread * normal)
+                        truth = float(np.subtract(*of_strength(met).mean(1)))
+                        group, base = ([mean_average_precision(run, label) for run in side] for side in logits)
+                        scores = [[of(np.ones((count, 1), np.int16))[0] for of in side] for side in (group, base)]
+                        tests = compare_resampled(group, base, count), compare_scores(*scores)
+                        for k, found in enumerate(test.difference for test in tests):
+                            missed[k] += not found.low <= truth <= found.high
+                            half[k] += (found.high - found.low) / 2
+                    columns = (
+                        f"{100 * m / repeats:.1f}  {100 * h / repeats:.1f}" if np.isfinite(h) else "–"
+                        for m, h in zip(missed, half, strict=True)
+                    )
+                    print(f"{count:>6}{spread:>8}{gain:>6}{made:>6}" + "".join(f"{c:>18}" for c in columns), flush=True)
+
+
 def main() -> None:
     """Simulate one of the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("test", choices=["splits", "seeds", "until"])
+    parser.add_argument("test", choices=["splits", "seeds", "until", "map"])
     parser.add_argument("--repeats", type=int, default=500)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--metric", choices=METRICS, default="acc", help="of splits")
     options = parser.parse_args()
     if options.test == "splits":
-        splits(options.repeats, options.folder)
+        splits(options.repeats, options.folder, options.metric)
     else:
-        {"seeds": seeds, "until": until}[options.test](options.repeats)
+        {"seeds": seeds, "until": until, "map": average_precision}[options.test](options.repeats)
 
 
 if __name__ == "__main__":

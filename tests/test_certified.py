@@ -79,7 +79,7 @@ def test_both_sides_are_tested_on_the_same_images(certified, monkeypatch):
     assert before == "Before.\n" and "| clothes | flip | v2.RandomHorizontalFlip | 1 + 1 |" in last
     assert "Of old" not in last and "McNemar" not in last and "one seed: cannot tell" in last
     ours, theirs = (Run(RunFolder(Path("runs/sample/flip") / side / "seed-0")) for side in ("ours", "0"))
-    assert ours.tested().identity == theirs.tested().identity and len(ours.tested().label) == 5000
+    assert ours.tested().identity == theirs.tested().identity and len(ours.tested().predictions.label) == 5000
     task = Task.of(ours.folder)
     assert len(task.train) == 80 and task.test.shape == (5000, 1, 28, 28)
     source, index = task.data.parts["test"]

@@ -23,7 +23,7 @@ from imgcls.runs.run import find_runs
 from imgcls.science.comparison import disagreements, judged, per_class
 from imgcls.science.groups import Group, group_runs
 from imgcls.science.planning import detectable, outlook
-from imgcls.science.resampling import compare_splits
+from imgcls.science.resampling import compare_splits, image_by_image
 from imgcls.science.statistics import (
     Comparison,
     Design,
@@ -177,17 +177,20 @@ def test_images_tested_on_splits_are_counted_one_by_one():
     of_images = 1.1 * 12 / 11 * ((value - mean) ** 2).sum() / 12**2
     beyond = scores.var(ddof=1) - (value.var(1, ddof=1) / 4).mean()
     assert beyond > 0
-    found = compare_splits(scores, [0.0, 0.0, 0.0], 1 / 2, images)
+    found = compare_splits(scores, [0.0, 0.0, 0.0], 1 / 2, image_by_image(images))
     rest = (1 / 3 + 1 / 2) * beyond
     freedom = (of_images + rest) ** 2 / (of_images**2 / 11 + rest**2 / 2)
     assert found.p_value == pytest.approx(2 * stats.t.sf(mean / math.sqrt(of_images + rest), freedom))
     assert found.design.images == 12 and "splits or" in outlook(found).words
     # the same images tested twice, predicted alike, are not twice as many
-    twice = compare_splits([*scores] * 2, [0.0] * 6, 1 / 2, [*images, *images])
+    twice = compare_splits([*scores] * 2, [0.0] * 6, 1 / 2, image_by_image([*images, *images]))
     assert twice.design.of_images > of_images
-    assert compare_splits([0.5], [0.5], 1.0, images[:1]).p_value != compare_splits(scores, scores, 0.5).p_value
+    assert (
+        compare_splits([0.5], [0.5], 1.0, image_by_image(images[:1])).p_value
+        != compare_splits(scores, scores, 0.5).p_value
+    )
     single = [(np.array([k]), np.array([v])) for k, v in enumerate([1.0, 0.0, -1.0, 0.0])]  # leave one out
-    assert compare_splits([1.0, 0.0, -1.0, 0.0], [0.0] * 4, 1 / 3, single).p_value == 1.0
+    assert compare_splits([1.0, 0.0, -1.0, 0.0], [0.0] * 4, 1 / 3, image_by_image(single)).p_value == 1.0
 
 
 def test_one_model_each_is_mcnemars_exact_test():

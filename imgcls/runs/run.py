@@ -12,7 +12,7 @@ import numpy as np
 from imgcls.errors import UserError
 from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import read_predictions
+from imgcls.runs.predictions import Predictions, read_predictions
 from imgcls.runs.record import Row, read_metrics
 from imgcls.system.files import read_json
 from imgcls.tasks import Task
@@ -25,18 +25,19 @@ class Tested:
     """What a run predicted for test images.
 
     Attributes:
-        label: Class of each image, (M,) int64.
-        right: Whether it is predicted right, (M,) bool.
-        index: Number of each image among those of which the test part was taken, (M,) int64.
+        predictions: Logits, labels, and the number of each image among those of which the test part was taken.
         identity: Equal for runs that were tested on the same images.
         table: The table of predictions.
     """
 
-    label: np.ndarray
-    right: np.ndarray
-    index: np.ndarray
+    predictions: Predictions
     identity: tuple[Any, ...]
     table: Path
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether each image is predicted right, (M,) bool."""
+        return self.predictions.right
 
 
 class Run:
@@ -89,7 +90,7 @@ class Run:
             return None
         found, data = read_predictions(path), environment.get("data", {})
         identity = data.get("data"), data.get("test"), found.label.tobytes(), found.index.tobytes()
-        return Tested(found.label, found.right, found.index, identity, path.with_suffix(".csv"))
+        return Tested(found, identity, path.with_suffix(".csv"))
 
 
 def find_runs(paths: Iterable[str], asked_by: str = "compare:") -> list[Run]:

@@ -1,6 +1,6 @@
 """What a comparison of groups of runs says, as plain data: for the terminal, for JSON, and for the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError, near
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.run import Run, Tested
+from imgcls.science.bootstrap import MetricOf, chance_of_images, compare_resampled
 from imgcls.science.groups import Group, short
 from imgcls.science.planning import outlook
-from imgcls.science.resampling import Images, compare_splits, mean_over_splits
+from imgcls.science.resampling import ChanceOfImages, compare_splits, image_by_image, mean_over_splits
 from imgcls.science.statistics import (
     Comparison,
     Estimate,
@@ -22,17 +24,23 @@ from imgcls.science.statistics import (
     verdict,
 )
 
-LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds")
+LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds", "hamming", "mae")
 DISAGREEMENTS = 24
 
+Resampled = Callable[[Predictions], MetricOf]  # a metric, no mean over images, as a function of how often each counts
+Split = tuple[Sequence[Run], Sequence[Run]]  # the runs of two groups that were tested on the same images
 
-def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[str, Any]:
+
+def compare(
+    groups: Sequence[Group], metric: str, baseline: str | None, resampled: Mapping[str, Resampled] | None = None
+) -> dict[str, Any]:
     """Compare groups by a metric.
 
     Args:
         groups: At least one.
         metric: A key of metrics.json, such as test/acc.
         baseline: Name, or part of it, or number of the group that others are compared with; None: the first.
+        resampled: Metrics that single predictions tell though they are no mean over images, by name, such as `map`.
 
     Returns:
         metric, baseline, notes, and for each group its name, settings, seeds, scores, mean with interval, and, but for
@@ -50,13 +58,17 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
         )
     base = scored[_find(scored, baseline)]
     others = [group for group in scored if group is not base]
-    found = [compare_groups(group, base, metric) for group in others]
+    of_predictions = (resampled or {}).get(metric.rpartition("/")[2])
+    found = [compare_groups(group, base, metric, of_predictions) for group in others]
     judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
     rows, untold = [], []
     for number, group in enumerate(scored):
         row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
         row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
-        row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_of(group, metric))}
+        row |= {
+            "runs": [str(run.folder.path) for run in group.runs],
+            "mean": asdict(mean_of(group, metric, of_predictions)),
+        }
         if group is not base:
             comparison, adjusted = next(judged)
             row |= asdict(comparison) | {
@@ -68,33 +80,38 @@ def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[
                 untold.append(f"{group.name}: cannot tell: {found_out.words}")
         rows.append(row)
     notes = _notes(groups, scored, metric) + untold
-    tested = None if any(group.over for group in scored) else tested_on(metric)
-    if tested and not all(share_images(group, base, tested) for group in others):
+    tested = None if any(group.over for group in scored) else tested_on(metric, of_predictions)
+    if tested and not all(_tested([(group.runs, base.runs)], tested) for group in others):
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
 
 
-def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
+def compare_groups(group: Group, base: Group, metric: str, resampled: Resampled | None = None) -> Comparison:
     """By the test that fits: over splits, over seeds and shared test images, or over seeds."""
     if group.over or base.over:
         pairs = _pairs(group, base, metric)
         scores = [[_mean(side, metric) for side in sides] for sides in zip(*pairs, strict=True)] or [[], []]
-        return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric))
-    tested = tested_on(metric)
-    pair = shared_images(group, base, tested) if tested else None
+        return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric, resampled))
+    name = tested_on(metric, resampled)
+    shared = _tested([(group.runs, base.runs)], name) if name else None
     paired = group.shares_seeds(base, metric)
-    if pair:
-        return compare_images(*pair, paired)
-    return compare_scores(group.scores(metric), base.scores(metric), paired)
+    if not shared:
+        return compare_scores(group.scores(metric), base.scores(metric), paired)
+    ((ours, theirs),) = shared
+    if resampled:
+        images = len(ours[0].right)
+        return compare_resampled(_metrics(ours, resampled), _metrics(theirs, resampled), images, paired)
+    right = [np.stack([test.right for test in tests]) for tests in (ours, theirs)]
+    return compare_images(right[0], right[1], paired)
 
 
-def mean_of(group: Group, metric: str) -> Estimate:
+def mean_of(group: Group, metric: str, resampled: Resampled | None = None) -> Estimate:
     """The mean over seeds or splits, with its interval."""
     if not group.over:
         return mean_over_seeds(group.scores(metric))
     splits = group.by_split(metric).values()
-    images = _images([(runs, []) for runs in splits], metric)
+    images = _images([(runs, []) for runs in splits], metric, resampled)
     return mean_over_splits([_mean(runs, metric) for runs in splits], _ratio(group, metric), images)
 
 
@@ -102,34 +119,48 @@ def _mean(runs: Sequence[Run], metric: str) -> float:
     return float(np.mean([run.metrics[metric] for run in runs]))
 
 
-def _pairs(group: Group, base: Group, metric: str) -> list[tuple[list[Run], list[Run]]]:
+def _pairs(group: Group, base: Group, metric: str) -> list[Split]:
     """Runs of both groups with the metric, on each split that both have; all of them where there is one."""
     ours, theirs = group.by_split(metric), base.by_split(metric)
     return [(ours[key], theirs[key]) for key in ours if key in theirs]
 
 
-def _tested(
-    splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: str
-) -> list[tuple[Tested, np.ndarray, np.ndarray]] | None:
-    """Of each split what was tested, and the shares (M,) of the runs of both sides that predict each image right.
+def _tested(splits: Sequence[Split], name: str) -> list[tuple[list[Tested], list[Tested]]] | None:
+    """Of each split what the runs of both sides were tested on.
 
     None unless all runs of a split were tested on the same images, and all took them from the same data.
     """
     found = []
-    for sides in splits:
-        tests = [[test for run in side if (test := run.tested(name))] for side in sides]
-        if [*map(len, tests)] != [*map(len, sides)] or len({test.identity for side in tests for test in side}) > 1:
+    for split in splits:
+        ours, theirs = ([test for run in side if (test := run.tested(name))] for side in split)
+        every = {test.identity for test in (*ours, *theirs)}
+        if (len(ours), len(theirs)) != (len(split[0]), len(split[1])) or len(every) > 1:
             return None
-        right = [np.mean([test.right for test in side], 0) if side else np.zeros(()) for side in tests]
-        found.append((tests[0][0], right[0], right[1]))
-    return found if len({test.identity[0] for test, _, _ in found}) == 1 else None
+        found.append((ours, theirs))
+    return found if len({ours[0].identity[0] for ours, _ in found}) == 1 else None
 
 
-def _images(splits: Sequence[tuple[Sequence[Run], Sequence[Run]]], metric: str) -> Images | None:
-    """Of each split the numbers of its test images, and how much more often the first runs predict each right."""
-    name = tested_on(metric)
+def _shares(tests: Sequence[Tested]) -> np.ndarray:
+    """Of the runs that predict each image right, (M,); 0 of no runs."""
+    return np.mean([test.right for test in tests], 0) if tests else np.zeros(())
+
+
+def _metrics(tests: Sequence[Tested], resampled: Resampled) -> list[MetricOf]:
+    return [resampled(test.predictions) for test in tests]
+
+
+def _images(splits: Sequence[Split], metric: str, resampled: Resampled | None) -> ChanceOfImages | None:
+    """What the choice of the test images does to how much better the first runs of each split are."""
+    name = tested_on(metric, resampled)
     found = _tested(splits, name) if name else None
-    return None if found is None else [(test.index, group - base) for test, group, base in found]
+    if found is None:
+        return None
+    indices = [ours[0].predictions.index for ours, _ in found]
+    if resampled:
+        metrics = [(_metrics(ours, resampled), _metrics(theirs, resampled)) for ours, theirs in found]
+        return chance_of_images(indices, metrics)
+    shares = [_shares(ours) - _shares(theirs) for ours, theirs in found]
+    return image_by_image(list(zip(indices, shares, strict=True)))
 
 
 def _ratio(group: Group, metric: str) -> float:
@@ -138,7 +169,7 @@ def _ratio(group: Group, metric: str) -> float:
     for run in group.runs:
         sizes = run.environment.get("data", {}).get("images", {})
         test = None if name == "val" else run.tested(name) or run.tested()  # variations are of test images
-        measured_on = len(test.label) if test else sizes.get(name, sizes.get("test", sizes.get("val", 0)))
+        measured_on = len(test.right) if test else sizes.get(name, sizes.get("test", sizes.get("val", 0)))
         if sizes.get("train"):
             ratios.append(measured_on / sizes["train"])
     if not ratios:
@@ -151,10 +182,10 @@ def higher_is_better(metric: str) -> bool:
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
 
 
-def tested_on(metric: str) -> str | None:
+def tested_on(metric: str, resampled: Resampled | None = None) -> str | None:
     """The set of images whose single predictions make up a metric: test, or one from elsewhere; None for others."""
     name, _, score = metric.rpartition("/")
-    return name if score == "acc" and name not in ("train", "val", "robust") else None
+    return name if (score == "acc" or resampled) and name not in ("train", "val", "robust") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,13 +210,14 @@ def judged(group: Group, base: Group, name: str = "test") -> Judged | None:
     found = _tested(_pairs(group, base, f"{name}/acc"), name)
     if not found:
         return None
-    index = np.concatenate([test.index for test, *_ in found])
+    tests = [ours[0] for ours, _ in found]
+    index = np.concatenate([test.predictions.index for test in tests])
     _, first, place = np.unique(index, return_index=True, return_inverse=True)
-    labels, *sides = zip(*((test.label, ours, theirs) for test, ours, theirs in found), strict=True)
+    labels = np.concatenate([test.predictions.label for test in tests])
     times = np.bincount(place)
-    rows = [(test.table, k) for test, *_ in found for k in range(len(test.index))]
-    shares = [np.bincount(place, np.concatenate(side)) / times for side in sides]
-    return Judged(np.concatenate(labels)[first], shares[0], shares[1], [rows[k] for k in first])
+    rows = [(test.table, k) for test in tests for k in range(len(test.right))]
+    shares = [np.bincount(place, np.concatenate([*map(_shares, side)])) / times for side in zip(*found, strict=True)]
+    return Judged(labels[first], shares[0], shares[1], [rows[k] for k in first])
 
 
 def per_class(group: Group, base: Group, name: str = "test") -> list[tuple[str, float, float, float]]:
@@ -233,26 +265,6 @@ def _find(groups: Sequence[Group], wanted: str | None) -> int:
             return matches[0]
     listing = "; ".join(f"{k}: {group.name}" for k, group in enumerate(groups))
     raise UserError(f"--baseline {wanted!r}: names no group, or several; give a number or a name of {listing}")
-
-
-def shared_images(group: Group, base: Group, name: str = "test") -> tuple[np.ndarray, np.ndarray] | None:
-    """Whether each run predicts each test image right, (S, M) of both groups; None without one shared test set.
-
-    Args:
-        group: One.
-        base: The other.
-        name: The set: `test`, or that of an evaluation on a labelled set from elsewhere.
-    """
-    if not share_images(group, base, name):
-        return None
-    right = [np.stack([test.right for run in of.runs if (test := run.tested(name))]) for of in (group, base)]
-    return right[0], right[1]
-
-
-def share_images(group: Group, base: Group, name: str) -> bool:
-    """Whether all runs of both groups were tested on one shared set of that name."""
-    tests = [run.tested(name) for run in (*group.runs, *base.runs)]
-    return all(tests) and len({test.identity for test in tests if test}) == 1
 
 
 def _notes(groups: Sequence[Group], scored: Sequence[Group], metric: str) -> list[str]:

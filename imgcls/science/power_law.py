@@ -124,7 +124,7 @@ def scores_of(group: Group, metric: str) -> tuple[list[float], int]:
     for run in group.runs:
         if run.metrics.get(metric) is not None:
             of_split.setdefault((run.seed, run.settings.get(SPLIT)), []).append(run)
-    tested = [sum(len(test.label) for run in runs if (test := run.tested())) for runs in of_split.values()]
+    tested = [sum(len(test.predictions.label) for run in runs if (test := run.tested())) for runs in of_split.values()]
     return [float(np.mean([run.metrics[metric] for run in runs])) for runs in of_split.values()], max(tested, default=0)
 
 

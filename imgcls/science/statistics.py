@@ -106,8 +106,10 @@ def satterthwaite(total: float, *parts: tuple[float, float]) -> float:
     return total**2 / denominator if denominator else math.inf
 
 
-def compare_scores(group: Sequence[float], baseline: Sequence[float], paired: bool = False) -> Comparison:
-    """Welch's t-test and interval of the means of two groups of scores; `paired` as in `compare_images`."""
+def compare_scores(
+    group: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray, paired: bool = False
+) -> Comparison:
+    """Welch's t-test and interval of the means of two groups of scores; `paired` as in `compare_runs`."""
     difference = float(np.mean(group) - np.mean(baseline))
     if min(len(group), len(baseline)) < 2:
         return Comparison(Estimate(difference, math.nan, math.nan), math.nan, "one seed: no test", False)
@@ -132,61 +134,82 @@ def compare_images(group: np.ndarray, baseline: np.ndarray, paired: bool = False
     """Difference of accuracies on one shared test set.
 
     With one run in each group: McNemar's exact test on the images that one of the two gets right (McNemar,
-    Psychometrika 1947; the binomial form). It speaks of these two trained models only.
-
-    With more, runs and images are the two ways of a layout with random effects, and both sources of chance count: the
-    choice of the test images, by the variance of the M differences of the images' mean correctness, and that of the
-    seeds, by the variance of the runs' accuracies. What images and seeds do together is in both; the residual of the
-    layout (Searle, Casella and McCulloch, Variance Components, 1992, chapter 4) is taken off once, and what it leaves
-    of the seeds is at least zero. Degrees of freedom follow Satterthwaite, as if nothing had been taken off; those of
-    the seeds are S + S' - 2 in groups of one size with variances within a factor of ten, else Welch's.
+    Psychometrika 1947; the binomial form). It speaks of these two trained models only. With more: `compare_runs`.
 
     Args:
         group: (S, M) bool, whether each run predicts each image right.
         baseline: (S', M) bool, likewise.
+        paired: As in `compare_runs`.
+    """
+    images = group.shape[1]
+    if len(group) == len(baseline) == 1:
+        of_image = group[0].astype(float) - baseline[0]
+        gains, losses = int((of_image > 0).sum()), int((of_image < 0).sum())
+        p_value = scipy.stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
+        difference, half = float(of_image.mean()), normal_quantile() * math.sqrt(_mean_variance(of_image))
+        interval = Estimate(difference, difference - half, difference + half)
+        return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
+    covariance = np.cov(np.concatenate([group, baseline])) / images
+    return compare_runs(group.mean(1), baseline.mean(1), covariance, images, paired)
+
+
+def compare_runs(
+    group: np.ndarray, baseline: np.ndarray, covariance: np.ndarray, images: int, paired: bool = False
+) -> Comparison:
+    """Difference of mean scores on one shared test set, of which not both groups have one run only.
+
+    Runs and images are the two ways of a layout with random effects, and both sources of chance count: the choice of
+    the test images, by what it does to the difference of the means, and that of the seeds, by the variance of the runs'
+    scores. What images and seeds do together is in both; the residual of the layout (Searle, Casella and McCulloch,
+    Variance Components, 1992, chapter 4) is taken off once, and what it leaves of the seeds is at least zero. Degrees
+    of freedom follow Satterthwaite, as if nothing had been taken off; those of the seeds are S + S' - 2 in groups of
+    one size with variances within a factor of ten, else Welch's.
+
+    Args:
+        group: Score of each run, (S,).
+        baseline: Likewise, (S',).
+        covariance: Of these S + S' scores over the choice of the images, the runs being what they are.
+        images: M.
         paired: The runs of both have the same seeds, in this order: initial weights and the order of the images may be
             shared, and what they do to both cancels in the difference, see `_of_same_seeds`.
     """
-    of_image = group.mean(0) - baseline.mean(0)
-    difference, count = float(of_image.mean()), len(of_image)
-    image_variance = float(of_image.var(ddof=1)) / count
-    if len(group) == len(baseline) == 1:
-        gains, losses = int((of_image > 0).sum()), int((of_image < 0).sum())
-        p_value = scipy.stats.binomtest(gains, gains + losses).pvalue if gains + losses else 1.0
-        half = normal_quantile() * math.sqrt(image_variance)
-        interval = Estimate(difference, difference - half, difference + half)
-        return Comparison(interval, float(p_value), "McNemar's exact test, one model of each", False)
-    several = [right for right in (group, baseline) if len(right) > 1]
+    share = np.concatenate([np.full(len(group), 1 / len(group)), np.full(len(baseline), -1 / len(baseline))])
+    image_variance = float(share @ covariance @ share)
+    ours, theirs = slice(len(group)), slice(len(group), None)
+    several = [(scores, covariance[of, of]) for scores, of in ((group, ours), (baseline, theirs)) if len(scores) > 1]
     if len(several) == 1:
         # the one seed says nothing of its spread: take that of the other group for both
-        scale = len(several[0]) * (1 / len(group) + 1 / len(baseline))
-        variance, freedom = scale * _mean_variance(several[0].mean(1)), float(len(several[0]) - 1)
+        scores = several[0][0]
+        scale = len(scores) * (1 / len(group) + 1 / len(baseline))
+        variance, freedom = scale * _mean_variance(scores), float(len(scores) - 1)
     else:
         scale = 1.0
-        variance, freedom = _seed_variance(group.mean(1), baseline.mean(1))
-        low, high = sorted(_mean_variance(right.mean(1)) for right in several)
+        variance, freedom = _seed_variance(group, baseline)
+        low, high = sorted(map(_mean_variance, (group, baseline)))
         if len(group) == len(baseline) and high <= 10 * low:
             freedom = 2.0 * len(group) - 2
-    residual = scale * sum(map(_residual_variance, several))
+    residual = scale * sum(_residual_variance(of_group) for _, of_group in several)
     if paired and len(several) == 2:
-        variance, freedom = _of_same_seeds(group.mean(1), baseline.mean(1), variance, freedom)
-        residual = min(residual, _residual_variance(group.astype(float) - baseline))
+        variance, freedom = _of_same_seeds(group, baseline, variance, freedom)
+        common = covariance[ours, theirs]
+        of_pairs = covariance[ours, ours] + covariance[theirs, theirs] - common - common.T
+        residual = min(residual, _residual_variance(of_pairs))
     seed_variance = max(0.0, variance - residual)
     total = seed_variance + image_variance
-    freedom = satterthwaite(total, (variance, freedom), (image_variance, count - 1))
+    freedom = satterthwaite(total, (variance, freedom), (image_variance, images - 1))
     of_images = max(0.0, image_variance - residual)
-    design = Design((len(group), len(baseline)), count, seed_variance, of_images, image_variance - of_images)
-    return student(difference, freedom, "t-test over seeds and test images", design)
+    design = Design((len(group), len(baseline)), images, seed_variance, of_images, image_variance - of_images)
+    return student(float(group.mean() - baseline.mean()), freedom, "t-test over seeds and test images", design)
 
 
 def _mean_variance(scores: Sequence[float] | np.ndarray) -> float:
     return float(np.var(scores, ddof=1)) / len(scores)
 
 
-def _residual_variance(right: np.ndarray) -> float:
-    """What runs and images of (S, M) do together, as its part of the variance of the mean."""
-    residual = right - right.mean(0) - right.mean(1, keepdims=True) + right.mean()
-    return float((residual**2).sum()) / ((len(right) - 1) * (right.shape[1] - 1) * right.size)
+def _residual_variance(covariance: np.ndarray) -> float:
+    """What runs and images do together, as its part of the variance of the mean of S scores (S, S)."""
+    count = len(covariance)
+    return float(np.trace(covariance) - covariance.sum() / count) / (count * (count - 1))
 
 
 def _seed_variance(group: Sequence[float] | np.ndarray, baseline: Sequence[float] | np.ndarray) -> tuple[float, float]:
