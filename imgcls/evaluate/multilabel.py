@@ -172,14 +172,16 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
     temperature = fit_temperature(logits, label)
     if temperature is None:
         return None
-    return {"temperature": temperature, "images": len(label), **with_temperature(_calibration, logits, label, temperature)[0]}
+    scores, _ = with_temperature(_calibration, logits, label, temperature)
+    return {"temperature": temperature, "images": len(label), **scores}
 
 
 def _resampled(logits: np.ndarray, label: np.ndarray, cut: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Counts and scores of each label in each resample, (K, R), of images that count `weight` times, (N, R)."""
     there, decided = label.astype(bool), logits > cut
     # sums of whole numbers are exact in float32 up to 16 million images
-    images, predicted, right = (of.T.astype(np.float32) @ weight for of in (there, decided, there & decided))
+    of_labels = (of.T.astype(weight.dtype) @ weight for of in (there, decided, there & decided))
+    images, predicted, right = (of.astype(np.float64) for of in of_labels)
     ap, auroc = np.stack([_areas(logits[:, k], there[:, k], weight) for k in range(label.shape[1])], 1)
     return {
         "images": images,

@@ -80,7 +80,8 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
     temperature = fit_temperature(logits, label)
     if temperature is None:
         return None
-    return {"temperature": temperature, "images": len(label), **with_temperature(_calibration, logits, label, temperature)[0]}
+    scores, _ = with_temperature(_calibration, logits, label, temperature)
+    return {"temperature": temperature, "images": len(label), **scores}
 
 
 def decisions(
