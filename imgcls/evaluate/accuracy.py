@@ -3,12 +3,14 @@
 Shapes: N images, K classes. A class without an image has no recall, and so no precision, F1 and AUROC here: nan.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
 
 LEVEL = 0.95
+RESAMPLES = 1000
 IMBALANCED = 10  # largest over smallest class from which on classes are told apart by their size
 
 
@@ -16,6 +18,16 @@ def interval(right: int, images: int) -> tuple[float, float]:
     """95 % interval of the share `right / images` (Wilson, Journal of the American Statistical Association 1927)."""
     low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
+
+
+def percentiles(values: np.ndarray) -> np.ndarray:
+    """95 % percentile interval (2, …) of R resamples (R, …), Efron and Tibshirani, Bootstrap, 1993, chapter 13.
+
+    Resamples without a value, nan, are left out; nan where none has one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        return np.nanpercentile(values, (50 - 50 * LEVEL, 50 + 50 * LEVEL), axis=0)
 
 
 def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:
@@ -38,13 +50,23 @@ def by_class(probability: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray
     images, predicted, right = (
         np.bincount(of, minlength=classes) for of in (label, prediction, label[label == prediction])
     )
-    there = np.where(images > 0, 1.0, np.nan)
     return {
         "images": images,
+        **from_counts(images, predicted, right),
+        "auroc": np.array([auroc(probability[:, k], label == k) for k in range(classes)]),
+    }
+
+
+def from_counts(images: np.ndarray, predicted: np.ndarray, right: np.ndarray) -> dict[str, np.ndarray]:
+    """Precision, recall and F1 of classes with so many images, predictions, and right ones, of one shape all.
+
+    Precision is 0 for a class that was never predicted; all are nan for one without an image.
+    """
+    there = np.where(images > 0, 1.0, np.nan)
+    return {
         "precision": there * right / np.maximum(predicted, 1),
         "recall": there * right / np.maximum(images, 1),
         "f1": there * 2 * right / np.maximum(images + predicted, 1),
-        "auroc": np.array([auroc(probability[:, k], label == k) for k in range(classes)]),
     }
 
 
@@ -90,8 +112,7 @@ def slices(right: np.ndarray, columns: Mapping[str, Sequence[str]], most: int = 
 def shots(right: np.ndarray, label: np.ndarray, class_counts: Sequence[int]) -> list[dict]:
     """Accuracy, with its interval, on classes with many, a medium number of, and few training images.
 
-    Groups as in Liu et al., Large-scale long-tailed recognition in an open world, CVPR 2019: above 100, 20 to 100,
-    below 20. A group without a test image is left out.
+    A group without a test image is left out.
 
     Args:
         right: Whether each image was predicted right, (N,) bool.
@@ -99,14 +120,22 @@ def shots(right: np.ndarray, label: np.ndarray, class_counts: Sequence[int]) -> 
         class_counts: Training images of the K classes.
 
     Returns:
-        A row for each group; none where the largest class has less than ten times the images of the smallest.
+        A row for each group of `by_size`.
+    """
+    groups = [(name, int(classes.sum()), right[classes[label]]) for name, classes in by_size(class_counts).items()]
+    return [{"shots": name, "classes": k, "images": len(of), **accuracy(of)} for name, k, of in groups if len(of)]
+
+
+def by_size(class_counts: Sequence[int]) -> dict[str, np.ndarray]:
+    """Which classes, (K,) bool, have many, a medium number of, and few training images.
+
+    Groups as in Liu et al., Large-scale long-tailed recognition in an open world, CVPR 2019: above 100, 20 to 100,
+    below 20. None where the largest class has less than ten times the images of the smallest.
     """
     count = np.asarray(class_counts)
     if count.max() < IMBALANCED * count.min():
-        return []
-    of = {"many": count > 100, "medium": (count >= 20) & (count <= 100), "few": count < 20}
-    groups = [(name, int(classes.sum()), right[classes[label]]) for name, classes in of.items()]
-    return [{"shots": name, "classes": k, "images": len(of), **accuracy(of)} for name, k, of in groups if len(of)]
+        return {}
+    return {"many": count > 100, "medium": (count >= 20) & (count <= 100), "few": count < 20}
 
 
 def accuracy(right: np.ndarray) -> dict[str, float]:

@@ -3,6 +3,8 @@
 Shapes: N images, K classes.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
@@ -55,10 +57,12 @@ def fit_temperature(logits: np.ndarray, label: np.ndarray) -> float | None:
     z -= z.max(1, keepdims=True)
     own = z[np.arange(len(label)), label].mean()
 
-    def slope(log_temperature: float) -> float:
-        return float((softmax(z / np.exp(log_temperature), 1) * z).sum(1).mean() - own)
+    return likeliest(lambda temperature: float((softmax(z / temperature, 1) * z).sum(1).mean() - own))
 
+
+def likeliest(slope: Callable[[float], float]) -> float | None:
+    """The temperature from 0.001 to 1,000 at which a slope that falls as it rises is zero; None if there is none."""
     ends = np.log((COLDEST, HOTTEST))
-    if not slope(ends[0]) > 0 > slope(ends[1]):
+    if not slope(COLDEST) > 0 > slope(HOTTEST):
         return None
-    return float(np.exp(brentq(slope, *ends, xtol=1e-10)))
+    return float(np.exp(brentq(lambda log_temperature: slope(np.exp(log_temperature)), *ends, xtol=1e-10)))

@@ -31,6 +31,12 @@ class Scores(nn.Module):
 
     def __init__(self, num_classes: int, stage: str) -> None:
         super().__init__()
+        self.of_images = MetricCollection(self.metrics(num_classes), compute_groups=False, prefix=f"{stage}/")
+        self.mean_loss = MeanMetric()
+        self.stage = stage
+
+    def metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:
+        """What is measured of logits and labels besides the loss, by its name."""
         scores: dict[str, Metric | MetricCollection] = {
             "acc": MulticlassAccuracy(num_classes, average="micro"),
             "f1": _MacroF1(num_classes, average="none"),
@@ -38,12 +44,10 @@ class Scores(nn.Module):
         }
         if num_classes > 5:
             scores["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro")
-        self.of_images = MetricCollection(scores, compute_groups=False, prefix=f"{stage}/")
-        self.mean_loss = MeanMetric()
-        self.stage = stage
+        return scores
 
     def update(self, logits: Tensor, label: Tensor, loss: Tensor) -> None:
-        """Add a batch: logits (B, K), label (B,), and the mean loss over its images."""
+        """Add a batch: logits (B, K), label (B,) or what `metrics` take, and the mean loss over its images."""
         self.of_images.update(logits, label)
         self.mean_loss.update(loss, len(label))
 

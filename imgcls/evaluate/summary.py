@@ -1,6 +1,6 @@
 """All that logits and labels say of a model, as one record that JSON can hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from imgcls.evaluate.calibration import (
 )
 from imgcls.evaluate.selective import covered, risk_by_coverage
 
+Scoring = Callable[[np.ndarray, np.ndarray], tuple[dict[str, float], dict[str, np.ndarray]]]
 MEANS = "precision", "recall", "f1", "auroc"
 NOTE = (
     "Each class against all others. Means over classes leave out those without a test image, which have no scores. "
@@ -45,42 +46,30 @@ def evaluation(
         class_counts: Training images of the K classes, if that is known; where they differ much, accuracies by it.
     """
     probability = softmax(logits.astype(np.float64), 1)
-    confidence, right = probability.max(1), probability.argmax(1) == label
-    classes, risk = by_class(probability, label), risk_by_coverage(confidence, right)
-    scores, bins = _calibration(logits, label)
+    right = probability.argmax(1) == label
+    classes = by_class(probability, label)
     by_shots = [] if class_counts is None else shots(right, label, class_counts)
+    scores, tables = decisions(probability.max(1), right, columns)
+    calibration_scores, bins = with_temperature(_calibration, logits, label, temperature)
     metrics = {
-        **accuracy(right),
+        **scores,
         **{f"top{k}": top_k(logits, label, k) for k in (3, 5) if k < logits.shape[1]},
         **{f"acc_{row['shots']}{end}": row[f"acc{end}"] for row in by_shots for end in ("", "_low", "_high")},
         "balanced_acc": mean_of(classes["recall"]),
         **{name: mean_of(classes[name]) for name in MEANS},
-        **scores,
         "brier": brier_score(probability, label),
-        "aurc": float(risk.mean()),
-        **{f"acc_at_{p}": 1 - float(risk[covered(len(label), p) - 1]) for p in (80, 90, 95)},
+        **calibration_scores,
     }
-    found = {
+    return {
         "images": len(label),
         "metrics": metrics,
         "note": NOTE,
-        "classes": _rows({"class": np.array(class_names, dtype=object), **classes}),
-        "classes_without_image": [name for name, n in zip(class_names, classes["images"], strict=True) if not n],
-        "reliability": _bins(bins),
-        "risk_coverage": [
-            {"coverage": n / len(label), "risk": float(risk[n - 1])}
-            for n in sorted({covered(len(label), p) for p in range(1, 101)})
-        ],
+        **class_tables(class_names, classes),
+        **bins,
         "shots": by_shots,
         "shots_note": SHOTS_NOTE,
-        "slices": slices(right, columns),
-        "slices_note": SLICES_NOTE,
+        **tables,
     }
-    if temperature != 1:
-        scores, bins = _calibration(logits / np.float64(temperature), label)
-        found["reliability_calibrated"] = _bins(bins)
-        metrics |= {"temperature": temperature, **{f"{name}_calibrated": value for name, value in scores.items()}}
-    return found
 
 
 def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
@@ -91,9 +80,60 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
     temperature = fit_temperature(logits, label)
     if temperature is None:
         return None
-    before, after = (_calibration(logits / np.float64(t), label)[0] for t in (1, temperature))
-    found = {"temperature": temperature, "images": len(label), **before}
-    return found | {f"{name}_calibrated": value for name, value in after.items()}
+    scores, _ = with_temperature(_calibration, logits, label, temperature)
+    return {"temperature": temperature, "images": len(label), **scores}
+
+
+def decisions(
+    confidence: np.ndarray, right: np.ndarray, columns: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Scores of how often images are predicted right, and tables of it by confidence and by slice.
+
+    Args:
+        confidence: (N,), N > 0.
+        right: (N,) bool.
+        columns: What else is known of each image, N values by the column's name.
+    """
+    images, risk = len(right), risk_by_coverage(confidence, right)
+    scores = {
+        **accuracy(right),
+        "aurc": float(risk.mean()),
+        **{f"acc_at_{p}": 1 - float(risk[covered(images, p) - 1]) for p in (80, 90, 95)},
+    }
+    kept = sorted({covered(images, p) for p in range(1, 101)})
+    return scores, {
+        "risk_coverage": [{"coverage": n / images, "risk": float(risk[n - 1])} for n in kept],
+        "slices": slices(right, columns),
+        "slices_note": SLICES_NOTE,
+    }
+
+
+def with_temperature(
+    scoring: Scoring, logits: np.ndarray, label: np.ndarray, temperature: float
+) -> tuple[dict[str, float], dict[str, list[dict[str, Any]]]]:
+    """Scores and bins of probabilities as trained and, where the temperature is not 1, as calibrated.
+
+    Args:
+        scoring: Logits and labels to scores by name and the bins of `reliability`.
+        logits: (N, K).
+        label: As `scoring` takes it.
+        temperature: What logits are divided by.
+    """
+    scores, bins = scoring(logits, label)
+    tables = {"reliability": _bins(bins)}
+    if temperature != 1:
+        after, bins = scoring(logits / np.float64(temperature), label)
+        scores |= {"temperature": temperature, **{f"{name}_calibrated": value for name, value in after.items()}}
+        tables["reliability_calibrated"] = _bins(bins)
+    return scores, tables
+
+
+def class_tables(class_names: Sequence[str], classes: dict[str, np.ndarray]) -> dict[str, list]:
+    """A row of plain values for each of K classes, of columns (K,) with `images` among them; names of those without."""
+    return {
+        "classes": _rows({"class": np.array(class_names, dtype=object), **classes}),
+        "classes_without_image": [name for name, n in zip(class_names, classes["images"], strict=True) if not n],
+    }
 
 
 def _calibration(logits: np.ndarray, label: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
