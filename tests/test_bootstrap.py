@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 
 from imgcls.evaluate.resampled import mean, mean_average_precision, quadratic_weighted_kappa
 from imgcls.runs.folder import RunFolder
-from imgcls.runs.predictions import write_predictions
+from imgcls.runs.predictions import Predictions
 from imgcls.runs.run import find_runs
 from imgcls.science import bootstrap
 from imgcls.science.bootstrap import RESAMPLES, chance_of_images, compare_resampled, resample
@@ -21,6 +21,7 @@ from imgcls.science.groups import group_runs
 from imgcls.science.planning import outlook
 from imgcls.science.resampling import compare_splits, image_by_image
 from imgcls.science.statistics import compare_images, compare_scores, verdict
+from imgcls.tasks import find
 
 
 def several_labels(rng: np.random.Generator, images: int = 80, labels: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +179,13 @@ def test_of_accuracies_splits_are_those_of_accuracies():
 
 # ---- runs on disk ----
 
-RESAMPLED = {
-    "qwk": lambda of: quadratic_weighted_kappa(of.logits.argmax(1), of.label),
-    "mae": lambda of: mean(np.abs(of.logits.argmax(1) - of.label)),
-}
+
+def of_kind(folder: Path, task: str) -> list:
+    """The groups below a folder, as if their labels were of a kind."""
+    for path in folder.rglob("environment.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({"data": record["data"] | {"task": task}}))
+    return group_runs(find_runs([str(folder)]))
 
 
 def write_run(folder: Path, prediction: np.ndarray, label: np.ndarray, index: np.ndarray, seed: int, **options) -> None:
@@ -190,12 +194,12 @@ def write_run(folder: Path, prediction: np.ndarray, label: np.ndarray, index: np
     data = {"class_path": "imgcls.data.sample.SampleData", "init_args": {"fold": options.pop("fold", None)}}
     run.config.write_text(yaml.safe_dump({"seed_everything": seed, "data": data, "model": options}))
     logits, names = np.eye(5, dtype=np.float32)[prediction], [f"{i}.png" for i in range(1000)]
-    write_predictions(run.predictions / "test.csv", logits, label, index, names, list("abcde"))
+    Predictions(logits, label, index, find("ordered")).write(run.predictions / "test.csv", names, list("abcde"))
     kappa = sk.cohen_kappa_score(label, prediction, weights="quadratic")
     scores = {"test/qwk": kappa, "test/mae": float(np.abs(prediction - label).mean())}
     run.metrics_json.write_text(json.dumps(scores))
-    sizes = {"train": 4 * len(label), "test": len(label)}
-    run.environment.write_text(json.dumps({"data": {"data": "abc", "test": str(index[0]), "images": sizes}}))
+    record = {"data": "abc", "test": str(index[0]), "images": {"train": 4 * len(label), "test": len(label)}}
+    run.environment.write_text(json.dumps({"data": record}))
 
 
 @pytest.fixture
@@ -215,21 +219,22 @@ def grades(tmp_path) -> Path:
 
 @pytest.mark.parametrize("metric, sign", [("test/qwk", 1), ("test/mae", -1)])
 def test_runs_are_compared_by_their_predictions(grades, metric, sign):
-    groups = group_runs(find_runs([str(grades / "all")]))
-    known, scores = (compare(groups, metric, None, resampled)["groups"][1] for resampled in (RESAMPLED, None))
+    kinds = "single_label", "ordered"
+    scores, known = (compare(of_kind(grades / "all", kind), metric, None)["groups"][1] for kind in kinds)
     assert known["method"] == "t-test over seeds and test images" and scores["method"] == "Welch's t-test over seeds"
     assert known["difference"]["value"] == pytest.approx(scores["difference"]["value"])
     assert sign * known["difference"]["value"] > 0 and known["verdict"] == "better"
     for path in (grades / "all").rglob("environment.json"):
         path.write_text(path.read_text().replace("abc", str(path.parent)))
-    found = compare(group_runs(find_runs([str(grades / "all")])), metric, None, RESAMPLED)
+    found = compare(group_runs(find_runs([str(grades / "all")])), metric, None)
     assert found["groups"][1]["p_value"] == scores["p_value"]
     assert any("no test predictions in common" in note for note in found["notes"])
 
 
 def test_folds_are_compared_by_their_predictions(grades):
-    groups = group_runs(find_runs([str(grades / "folds")]))
-    known, scores = (compare(groups, "test/qwk", None, resampled)["groups"] for resampled in (RESAMPLED, None))
+    groups = of_kind(grades / "folds", "single_label")
+    scores = compare(groups, "test/qwk", None)["groups"]
+    known = compare(of_kind(grades / "folds", "ordered"), "test/qwk", None)["groups"]
     assert known[1]["method"] == "t-test over test images and 5 splits" and known[1]["verdict"] == "better"
     assert scores[1]["method"] == "corrected resampled t-test over 5 splits"
     assert known[1]["difference"]["value"] == pytest.approx(scores[1]["difference"]["value"])
@@ -242,7 +247,7 @@ def test_folds_are_compared_by_their_predictions(grades):
     # by hand: all images of the folds at once, each with its three predictions
     runs = sorted(groups[0].runs, key=lambda run: run.folder.path.name)
     shutil.rmtree(runs[0].folder.predictions)
-    without = compare(group_runs(find_runs([str(grades / "folds")])), "test/qwk", None, RESAMPLED)["groups"][1]
+    without = compare(group_runs(find_runs([str(grades / "folds")])), "test/qwk", None)["groups"][1]
     assert without["p_value"] == scores[1]["p_value"]
 
 

@@ -43,8 +43,8 @@ def main(words: list[str]) -> int:
     if options.out:
         from imgcls.pages.compare_page import baseline_of, write_page
 
-        run = baseline_of(result, groups).runs[0].folder.path
-        write_page(options.out, result, groups, pictures(run, tested_on(metric)))
+        base = baseline_of(result, groups)
+        write_page(options.out, result, groups, pictures(base.runs[0].folder.path, tested_on(metric, base)))
         print(f"page: {options.out}")
     if options.wandb:
         log_to_wandb(result, options.wandb)

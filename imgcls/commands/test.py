@@ -100,7 +100,7 @@ class Test(LightningVerb):
             raise UserError(
                 f"{self.run.path}: holds the results of other images; keep these apart from them with --name=NAME"
             )
-        record = {"class": type(data.data).__name__, "task": data.task, "class_names": data.class_names}
+        record: dict[str, Any] = {"class": type(data.data).__name__, "task": data.task, "class_names": data.class_names}
         record["images"] = {"test": len(index)}
         record["class_counts"] = read_json(self.tested_run.environment)["data"].get("class_counts")
         known = {"data": record | {"data": fingerprint}, "config": self.other_data}

@@ -97,7 +97,6 @@ class ImageDataModule(DeviceBatches, ABC):
         seed: Set by the run's seed.
     """
 
-    task = "single_label"
     class_names: list[str]  # in the order of the labels
     native_task = SINGLE_LABEL
     native_size: int | None = None
@@ -164,12 +163,6 @@ class ImageDataModule(DeviceBatches, ABC):
         self._test: tuple[Source, np.ndarray] | None = None
         self._resume_at, self.predict_from = (0, 0), 0
         self._resident = {}
-
-    @property
-    def kind(self):
-        from imgcls.tasks import find
-
-        return find(self.task)
 
     @property
     def num_classes(self) -> int:

@@ -70,7 +70,7 @@ def _against(result: dict[str, Any], groups: Sequence[Group]) -> tuple[Group, li
     """The baseline, the groups compared with it, and the set of images that they were tested on."""
     base, by_name = baseline_of(result, groups), {group.name: group for group in groups}
     compared = [by_name[row["name"]] for row in result["groups"]]
-    return base, [group for group in compared if group is not base], tested_on(result["metric"]) or "test"
+    return base, [group for group in compared if group is not base], tested_on(result["metric"], base) or "test"
 
 
 def baseline_of(result: dict[str, Any], groups: Sequence[Group]) -> Group:

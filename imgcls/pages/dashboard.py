@@ -147,7 +147,8 @@ class Dashboard:
 
     def _disagreements(self, query: Mapping[str, str]) -> dict[str, Any]:
         result, groups = self._compared(query)
-        wanted = baseline_of(result, groups).runs[0].folder.path, tested_on(result["metric"])
+        base = baseline_of(result, groups)
+        wanted = base.runs[0].folder.path, tested_on(result["metric"], base)
         if self._picture[0] != wanted:
             self._picture = wanted, self.pictures(*wanted)
         return {"disagreements": disagreeing(result, groups, self._picture[1])}

@@ -38,6 +38,23 @@ def confusion_figure(cells: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
+def bars_figure(names: Sequence[str], score: np.ndarray, chance: np.ndarray, title: str, most: int = 30) -> Figure:
+    """A bar for the score (K,) of each class, in 0..1, and a mark where chance (K,) lies; the first `most` classes."""
+    count = min(len(names), most)
+    figure = Figure(figsize=(6.0, 0.8 + 0.24 * count), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    place = np.arange(count)
+    axes.barh(place, score[:count], color="#1f6feb", height=0.7)
+    axes.scatter(chance[:count], place, color="black", marker="|", s=80, zorder=2, label="by chance")
+    axes.set_yticks(place, [_shorten(name) for name in names[:count]], parse_math=False)
+    axes.set(xlim=(0, 1), xlabel=title if count == len(names) else f"{title}, the {count} lowest of {len(names)}")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
 def image_grid(images: np.ndarray, titles: Sequence[str], columns: int = 8) -> Figure:
     """uint8 images (N, C, H, W) with a title each, row by row."""
     rows = -(-len(images) // columns)

@@ -11,7 +11,7 @@ import numpy as np
 
 from imgcls.errors import UserError
 from imgcls.system.files import csv_text, read_json, write_json
-from imgcls.tasks import Task
+from imgcls.tasks import SINGLE_LABEL, Task, find
 
 SKIPPED = ("path", "reason")
 
@@ -26,14 +26,19 @@ class PredictionFile:
 
     Args:
         path: The file; an older one that is complete is replaced.
-        task: The kind of labels.
         class_names: The classes, in the order of the logits.
         names: Of all images, as the table shows them.
         identity: What the table follows from, such as the checkpoint's hash, by what a user calls it.
+        task: The kind of labels.
     """
 
     def __init__(
-        self, path: Path, task: Task, class_names: Sequence[str], names: Sequence[str], identity: Mapping[str, str]
+        self,
+        path: Path,
+        class_names: Sequence[str],
+        names: Sequence[str],
+        identity: Mapping[str, str],
+        task: Task = find(SINGLE_LABEL),
     ) -> None:
         self.path, self.task, self.class_names, self.names = path, task, class_names, names
         self.skipped = path.with_name(f"{path.stem}.skipped.csv")
@@ -76,15 +81,15 @@ class PredictionFile:
         return self.done
 
     def write(
-        self, position: Sequence[int], logits: np.ndarray, cut: np.ndarray | None, broken: Mapping[int, str]
+        self, position: Sequence[int], logits: np.ndarray, broken: Mapping[int, str], cut: np.ndarray | None = None
     ) -> None:
         """Add the next images; those that are there already are passed over.
 
         Args:
             position: Of each image among `names`, in order, (B,).
             logits: (B, K) float.
-            cut: What they are compared with, (K,), where the kind of labels does that.
             broken: Why an image could not be read, by its position; its logits mean nothing.
+            cut: What logits are compared with, (K,), where the kind of labels does that.
 
         Raises:
             UserError: The disk is full, or the file cannot be written for another reason.

@@ -1,6 +1,6 @@
 """What a comparison of groups of runs says, as plain data: for the terminal, for JSON, and for the page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,17 @@ from imgcls.science.statistics import (
 LOWER_IS_BETTER = ("loss", "ece", "nll", "brier", "error", "seconds", "hamming", "mae")
 DISAGREEMENTS = 24
 
-Resampled = Callable[[Predictions], MetricOf]  # a metric, no mean over images, as a function of how often each counts
+Resampled = Callable[[Predictions], MetricOf]  # a metric, perhaps no mean over images, by how often each counts
 Split = tuple[Sequence[Run], Sequence[Run]]  # the runs of two groups that were tested on the same images
 
 
-def compare(
-    groups: Sequence[Group], metric: str, baseline: str | None, resampled: Mapping[str, Resampled] | None = None
-) -> dict[str, Any]:
+def compare(groups: Sequence[Group], metric: str, baseline: str | None) -> dict[str, Any]:
     """Compare groups by a metric.
 
     Args:
         groups: At least one.
         metric: A key of metrics.json, such as test/acc.
         baseline: Name, or part of it, or number of the group that others are compared with; None: the first.
-        resampled: Metrics that single predictions tell though they are no mean over images, by name, such as `map`.
 
     Returns:
         metric, baseline, notes, and for each group its name, settings, seeds, scores, mean with interval, and, but for
@@ -58,17 +55,13 @@ def compare(
         )
     base = scored[_find(scored, baseline)]
     others = [group for group in scored if group is not base]
-    of_predictions = (resampled or {}).get(metric.rpartition("/")[2])
-    found = [compare_groups(group, base, metric, of_predictions) for group in others]
+    found = [compare_groups(group, base, metric) for group in others]
     judged = iter(zip(found, holm([c.p_value for c in found]), strict=True))  # in the order of the groups
     rows, untold = [], []
     for number, group in enumerate(scored):
         row: dict[str, Any] = {"number": number, "name": group.name, "settings": group.settings or {}}
         row |= {"seeds": [run.seed for run in group.runs], "scores": group.scores(metric)}
-        row |= {
-            "runs": [str(run.folder.path) for run in group.runs],
-            "mean": asdict(mean_of(group, metric, of_predictions)),
-        }
+        row |= {"runs": [str(run.folder.path) for run in group.runs], "mean": asdict(mean_of(group, metric))}
         if group is not base:
             comparison, adjusted = next(judged)
             row |= asdict(comparison) | {
@@ -80,20 +73,20 @@ def compare(
                 untold.append(f"{group.name}: cannot tell: {found_out.words}")
         rows.append(row)
     notes = _notes(groups, scored, metric) + untold
-    tested = None if any(group.over for group in scored) else tested_on(metric, of_predictions)
+    tested = None if any(group.over for group in scored) else tested_on(metric, base)
     if tested and not all(_tested([(group.runs, base.runs)], tested) for group in others):
         notes.append("some groups have no test predictions in common with the baseline (another test set or split, or "
                      "not tested): they are compared by their scores alone")  # fmt: skip
     return {"metric": metric, "baseline": base.name, "groups": rows, "notes": notes}
 
 
-def compare_groups(group: Group, base: Group, metric: str, resampled: Resampled | None = None) -> Comparison:
+def compare_groups(group: Group, base: Group, metric: str) -> Comparison:
     """By the test that fits: over splits, over seeds and shared test images, or over seeds."""
     if group.over or base.over:
         pairs = _pairs(group, base, metric)
         scores = [[_mean(side, metric) for side in sides] for sides in zip(*pairs, strict=True)] or [[], []]
-        return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric, resampled))
-    name = tested_on(metric, resampled)
+        return compare_splits(scores[0], scores[1], _ratio(group, metric), _images(pairs, metric, group))
+    name, resampled = tested_on(metric, group), _resampled(metric, group)
     shared = _tested([(group.runs, base.runs)], name) if name else None
     paired = group.shares_seeds(base, metric)
     if not shared:
@@ -106,12 +99,12 @@ def compare_groups(group: Group, base: Group, metric: str, resampled: Resampled 
     return compare_images(right[0], right[1], paired)
 
 
-def mean_of(group: Group, metric: str, resampled: Resampled | None = None) -> Estimate:
+def mean_of(group: Group, metric: str) -> Estimate:
     """The mean over seeds or splits, with its interval."""
     if not group.over:
         return mean_over_seeds(group.scores(metric))
     splits = group.by_split(metric).values()
-    images = _images([(runs, []) for runs in splits], metric, resampled)
+    images = _images([(runs, []) for runs in splits], metric, group)
     return mean_over_splits([_mean(runs, metric) for runs in splits], _ratio(group, metric), images)
 
 
@@ -149,9 +142,17 @@ def _metrics(tests: Sequence[Tested], resampled: Resampled) -> list[MetricOf]:
     return [resampled(test.predictions) for test in tests]
 
 
-def _images(splits: Sequence[Split], metric: str, resampled: Resampled | None) -> ChanceOfImages | None:
+def _resampled(metric: str, group: Group) -> Resampled | None:
+    """What the kind of labels makes of predictions, for a metric that it resamples."""
+    task, score = group.runs[0].task, metric.rpartition("/")[2]
+    if score not in task.resampled:
+        return None
+    return lambda found: task.resample(score, found.logits, found.label, found.cut)
+
+
+def _images(splits: Sequence[Split], metric: str, group: Group) -> ChanceOfImages | None:
     """What the choice of the test images does to how much better the first runs of each split are."""
-    name = tested_on(metric, resampled)
+    name, resampled = tested_on(metric, group), _resampled(metric, group)
     found = _tested(splits, name) if name else None
     if found is None:
         return None
@@ -182,10 +183,11 @@ def higher_is_better(metric: str) -> bool:
     return metric.rpartition("/")[2] not in LOWER_IS_BETTER
 
 
-def tested_on(metric: str, resampled: Resampled | None = None) -> str | None:
+def tested_on(metric: str, group: Group) -> str | None:
     """The set of images whose single predictions make up a metric: test, or one from elsewhere; None for others."""
     name, _, score = metric.rpartition("/")
-    return name if (score == "acc" or resampled) and name not in ("train", "val", "robust") else None
+    of_predictions = score == "acc" or score in group.runs[0].task.resampled
+    return name if of_predictions and name not in ("train", "val", "robust") else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +195,7 @@ class Judged:
     """How two groups judge each image that both were tested on; over several splits, each image once.
 
     Attributes:
-        label: Class of each image, (M,) int64.
+        label: Label of each image.
         group: Share of the group's runs that predict it right, (M,).
         baseline: Likewise.
         row: For each image the table of predictions that names it, and its row there.
@@ -221,21 +223,22 @@ def judged(group: Group, base: Group, name: str = "test") -> Judged | None:
 
 
 def per_class(group: Group, base: Group, name: str = "test") -> list[tuple[str, float, float, float]]:
-    """Class, accuracy of its test images in the baseline and in the group, and the difference; by size of it."""
+    """Class, accuracy on images that have it in the baseline and in the group, and the difference; by size of it."""
     found = judged(group, base, name)
     if found is None:
         return []
     names = base.runs[0].environment.get("data", {}).get("class_names", [])
     rows = []
-    for number in np.unique(found.label).tolist():
-        of_class = found.label == number
+    image, classes = base.runs[0].task.pairs(found.label)
+    for number in np.unique(classes).tolist():
+        of_class = image[classes == number]
         ours, theirs = float(found.group[of_class].mean()), float(found.baseline[of_class].mean())
         rows.append((names[number] if number < len(names) else str(number), theirs, ours, ours - theirs))
     return sorted(rows, key=lambda row: -abs(row[3]))
 
 
 def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[str, Any]]:
-    """Test images that two groups judge most differently: table and row, label, share of right predictions in each."""
+    """Test images that two groups judge most differently: table and row, share of right predictions in each."""
     found = judged(group, base, name)
     if found is None:
         return []
@@ -243,7 +246,6 @@ def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[st
     return [
         {
             "row": found.row[i],
-            "label": int(found.label[i]),
             "group": float(found.group[i]),
             "baseline": float(found.baseline[i]),
         }

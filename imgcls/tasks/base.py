@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Image and class of each label that is given, (P,) int64 each, by image."""
+
+Metric = Callable[[np.ndarray], np.ndarray]
+"""How often each image is in each of B resamples, (N, B), to values (B,); see `imgcls.evaluate.resampled`."""
 
 Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
 """By the titles of columns, rows of as many classes, images with that mistake, and of how many."""
@@ -39,6 +42,7 @@ class Task(ABC):
         probabilities_are: What numbers must be to be probabilities of classes, in words.
         options: That a table of `text` is read with, beside its columns.
         limits: What a model card says of any image, `{}` being the number of classes.
+        resampled: Metrics beside accuracy that are compared image by image, see `resample`.
         meaning: Of metrics that this kind alone has, in a few words each.
     """
 
@@ -50,6 +54,7 @@ class Task(ABC):
     probabilities_are = "from 0 up and 1 in all"
     options = ""
     limits = "Any image gets one of the {} classes, also one that is unlike the training data or of no class."
+    resampled: Sequence[str] = ()
     meaning: Mapping[str, str] = {}
 
     @property
@@ -198,6 +203,10 @@ class Task(ABC):
     @abstractmethod
     def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:
         """95 % interval of the kind's metric."""
+
+    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> Metric:
+        """One of the metrics `resampled`, of images that are resampled."""
+        raise NotImplementedError
 
     @abstractmethod
     def label_errors(self, probability: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

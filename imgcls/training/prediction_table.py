@@ -73,7 +73,7 @@ class PredictionTable(Callback):
                 "settings": _digest(settings, self.temperature, data.class_names),
             }
             self.cut = None if pl_module.cut is None else pl_module.cut.cpu().numpy() / self.temperature
-            self.table = PredictionFile(self.out, data.kind, data.class_names, names, identity)
+            self.table = PredictionFile(self.out, data.class_names, names, identity, data.kind)
             data.predict_from = self.table.open(data.batch_size * trainer.world_size)
             if data.predict_from:
                 log.info(f"{self.out}: goes on behind image {data.predict_from} of {len(names)}")
@@ -119,7 +119,7 @@ class PredictionTable(Callback):
         position = np.searchsorted(self.index, index[order])  # images are numbered in their order
         reasons = {int(p): broken[int(i)] for p, i in zip(position, index[order], strict=True) if int(i) in broken}
         scaled = logits[order].astype(np.float64) / self.temperature
-        self.table.write(position.tolist(), scaled, self.cut, reasons)
+        self.table.write(position.tolist(), scaled, reasons, self.cut)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sort the images, and say what was done."""

@@ -94,7 +94,7 @@ class RunRecord(Callback):
         if self.kept is not None:
             self.kept.setTarget(LogFile(self.run.log))
         sizes = {part: len(index) for part, (_, index) in data.parts.items()}
-        record = {"class": type(data).__name__, "task": data.task, "class_names": data.class_names}
+        record: dict[str, Any] = {"class": type(data).__name__, "task": data.task, "class_names": data.class_names}
         record |= {**data.fingerprint, "images": sizes}
         record["class_counts"] = data.class_counts().tolist()
         hardware = {
