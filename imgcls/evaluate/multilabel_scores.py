@@ -12,8 +12,8 @@ from imgcls.evaluate.scores import Scores
 class _Predictions(Metric):
     """Logits and labels of an epoch and of all processes, and their scores by our own functions.
 
-    torchmetrics' own take a batch of logits that all lie in 0..1 for probabilities, and count F1 of a label without
-    an image as 0.
+    torchmetrics' own take a batch of logits that all lie in 0..1 for probabilities, and count F1 of a label that was
+    only ever predicted as 0.
     """
 
     full_state_update = False
