@@ -33,7 +33,6 @@ class Classifier(LightningModule):
         num_classes: Number of classes K; comes from the data.
         channels: Channels of an image; comes from the data.
         image_size: Side of an image in pixels; comes from the data.
-        task: Kind of labels; comes from the data.
         finetune: Which parts of the backbone are trained, and how fast.
         loss: Loss of logits and labels. Default: that of the kind of labels.
         teacher: A trained run to learn from as well.
@@ -47,6 +46,7 @@ class Classifier(LightningModule):
         flip_at_test: Outside of training, average the logits of an image and of its mirror image.
         compile: Compile the backbone in the first epoch, and again where a part joins the training later.
         channels_last: Order of images and weights in memory. Default: with convolutions, up to twice as fast in it.
+        task: Kind of labels; comes from the data.
 
     Attributes:
         task: The kind of labels.
@@ -61,7 +61,6 @@ class Classifier(LightningModule):
         num_classes: int,
         channels: int,
         image_size: int,
-        task: str = SINGLE_LABEL,
         finetune: FineTune | None = None,
         loss: Loss | None = None,
         teacher: Teacher | None = None,
@@ -74,6 +73,7 @@ class Classifier(LightningModule):
         flip_at_test: bool = False,
         compile: bool = False,
         channels_last: bool | None = None,
+        task: str = SINGLE_LABEL,
     ) -> None:
         super().__init__()
         self.task = find(task)
