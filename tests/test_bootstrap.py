@@ -74,6 +74,17 @@ def test_kappa_and_absolute_error_are_scikit_learns_on_explicit_resamples():
     assert np.isnan(quadratic_weighted_kappa(constant, constant)(weights)).all(), "no chance to agree beyond"
 
 
+def test_of_no_image_there_is_no_metric():
+    """As when a resample has none of a fold's images."""
+    value = np.array([0, 1, 2])
+    for metric_of in (
+        mean(value),
+        quadratic_weighted_kappa(value, value),
+        mean_average_precision(value[:, None], np.ones((3, 1))),
+    ):
+        assert metric_of(np.array([[0, 1], [0, 1], [0, 1]], np.int16)) == pytest.approx([np.nan, 1.0], nan_ok=True)
+
+
 def test_all_metrics_are_resampled_alike_and_as_often(monkeypatch):
     value = np.random.default_rng(2).normal(size=50)
     resampled = resample(mean(value), 50)
@@ -155,6 +166,8 @@ def test_a_metric_that_few_resamples_have_is_compared_by_scores():
     ]
     assert compare_resampled(seldom, seldom[:2], 40) == compare_scores([0.0, 1.0, 2.0], [0.0, 1.0])
     assert chance_of_images([np.arange(40)], [(seldom, [])]) is None
+    one = [[mean(np.array([value])) for value in side] for side in ((1.0, 0.0), (0.0, 0.0))]
+    assert compare_resampled(*one, 1) == compare_scores([1.0, 0.0], [0.0, 0.0])
 
 
 def test_of_accuracies_splits_are_those_of_accuracies():
