@@ -217,7 +217,7 @@ def _test(by: str, group: np.ndarray, base: np.ndarray) -> Comparison:
     return compare_images(group, base) if by == "images" else compare_scores(group.mean(1), base.mean(1))
 
 
-LABELS, STRENGTH = 5, 1.5
+LABELS, STRENGTHS = 5, np.array([1.8, 1.5])
 
 
 def several_labels(rng: np.random.Generator, images: int, strength: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,36 +229,34 @@ def several_labels(rng: np.random.Generator, images: int, strength: np.ndarray) 
 
 
 def average_precision(repeats: int) -> None:
-    """Print a row for each number of images, spread of the seeds, gain in strength, and number of seeds."""
+    """Print a row for each number of images, spread of the seeds' strengths, and number of seeds."""
     rng = np.random.default_rng(2)
-    grid, one = np.linspace(0.2, 3.2, 31), np.ones((100_000, 1), np.int16)
-    known = [mean_average_precision(logits[0, 0], label)(one)[0] for logits, label in (
-        several_labels(rng, len(one), np.full((1, 1), strength)) for strength in grid)]  # fmt: skip
+    grid, known = np.linspace(0.2, 3.2, 31), []
+    for strength in grid:
+        logits, label = several_labels(rng, 100_000, np.full((1, 1), strength))
+        known.append(mean_average_precision(logits[0, 0], label)(np.ones((len(label), 1), np.int16))[0])
     of_strength = np.polynomial.Polynomial.fit(grid, known, 6)
-    normal = rng.normal(size=100_000)
-    print(f"{'images':>6}{'spread':>8}{'gain':>6}{'seeds':>6}{'images and seeds':>20}{'scores':>16}  (missed, half)")
+    of_seeds = rng.normal(size=100_000)
+    print(f"{'images':>6}{'spread':>8}{'seeds':>6}{'images and seeds':>20}{'scores':>16}  (missed, half)")
     for count in (100, 500):
+        whole = np.ones((count, 1), np.int16)
         for spread in (0.03, 0.15):
-            for gain in (0.0, 0.2):
-                centre = STRENGTH * np.array([1 + gain, 1])
-                for made in (1, 3, 5):
-                    missed, half = np.zeros(2), np.zeros(2)
-                    for _ in range(repeats):
-                        strength = centre[:, None] * (1 + spread * rng.normal(size=(2, made)))
-                        logits, label = several_labels(rng, count, strength)
-                        met = strength if made == 1 else centre[:, None] * (1 + spread * normal)
-                        truth = float(np.subtract(*of_strength(met).mean(1)))
-                        group, base = ([mean_average_precision(run, label) for run in side] for side in logits)
-                        scores = [[of(np.ones((count, 1), np.int16))[0] for of in side] for side in (group, base)]
-                        tests = compare_resampled(group, base, count), compare_scores(*scores)
-                        for k, found in enumerate(test.difference for test in tests):
-                            missed[k] += not found.low <= truth <= found.high
-                            half[k] += (found.high - found.low) / 2
-                    columns = (
-                        f"{100 * m / repeats:.1f}  {100 * h / repeats:.1f}" if np.isfinite(h) else "–"
-                        for m, h in zip(missed, half, strict=True)
-                    )
-                    print(f"{count:>6}{spread:>8}{gain:>6}{made:>6}" + "".join(f"{c:>18}" for c in columns), flush=True)
+            for made in (1, 3, 5):
+                missed, half = np.zeros(2), np.zeros(2)
+                for _ in range(repeats):
+                    strength = STRENGTHS[:, None] * (1 + spread * rng.normal(size=(2, made)))
+                    logits, label = several_labels(rng, count, strength)
+                    meant = strength if made == 1 else STRENGTHS[:, None] * (1 + spread * of_seeds)
+                    truth = float(np.subtract(*of_strength(meant).mean(1)))
+                    group, base = ([mean_average_precision(run, label) for run in side] for side in logits)
+                    scores = [[metric_of(whole)[0] for metric_of in side] for side in (group, base)]
+                    tests = compare_resampled(group, base, count), compare_scores(*scores)
+                    for k, found in enumerate(test.difference for test in tests):
+                        missed[k] += not found.low <= truth <= found.high
+                        half[k] += (found.high - found.low) / 2
+                figures = zip(missed, half, strict=True)
+                columns = (f"{100 * m / repeats:.1f}  {100 * h / repeats:.1f}" if h == h else "–" for m, h in figures)
+                print(f"{count:>6}{spread:>8}{made:>6}" + "".join(f"{text:>18}" for text in columns), flush=True)
 
 
 def main() -> None:

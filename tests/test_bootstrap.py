@@ -75,6 +75,17 @@ def test_kappa_and_absolute_error_are_scikit_learns_on_explicit_resamples():
     assert np.isnan(quadratic_weighted_kappa(constant, constant)(weights)).all(), "no chance to agree beyond"
 
 
+def test_of_no_image_there_is_no_metric():
+    """As when a resample has none of a fold's images."""
+    value = np.array([0, 1, 2])
+    for metric_of in (
+        mean(value),
+        quadratic_weighted_kappa(value, value),
+        mean_average_precision(value[:, None], np.ones((3, 1))),
+    ):
+        assert metric_of(np.array([[0, 1], [0, 1], [0, 1]], np.int16)) == pytest.approx([np.nan, 1.0], nan_ok=True)
+
+
 def test_all_metrics_are_resampled_alike_and_as_often(monkeypatch):
     value = np.random.default_rng(2).normal(size=50)
     resampled = resample(mean(value), 50)
@@ -124,10 +135,10 @@ def test_one_model_of_each_has_percentiles():
     assert compare_resampled([mean(value + 9)], [nothing], 300).p_value == pytest.approx(2 / (RESAMPLES + 1))
 
 
-def planted(rng: np.random.Generator, seeds: int, images: int, spread: float, labels: int = 3):
-    """Two groups that are equal but for chance: what labels, images, seeds, and both together do to logits."""
-    label = rng.random((images, labels)) < 0.25
-    ease = rng.normal(size=label.shape)
+def planted(rng: np.random.Generator, seeds: int, images: int, spread: float):
+    """Two groups that are equal but for chance: what images, seeds, and both together do to logits of two labels."""
+    label = rng.random((images, 2)) < 0.25
+    ease = rng.normal(size=label.shape) + rng.normal(0, 0.5, (2, 1, *label.shape))  # for both methods, and for each
     signal = 1.5 * label * (1 + rng.normal(0, spread, (2, seeds, 1, 1)))
     logits = signal + ease + rng.normal(0, 0.5, (2, seeds, *label.shape))
     return [[mean_average_precision(run, label) for run in group] for group in logits]
@@ -137,7 +148,7 @@ def planted(rng: np.random.Generator, seeds: int, images: int, spread: float, la
 def test_equal_groups_are_as_often_called_different_as_is_said(seeds):
     rng = np.random.default_rng(seeds)
     spread = 0.0 if seeds == 1 else 0.05  # one seed speaks of the two models, whose luck is part of them
-    p_values = np.array([compare_resampled(*planted(rng, seeds, 120, spread), 120).p_value for _ in range(200)])
+    p_values = np.array([compare_resampled(*planted(rng, seeds, 100, spread), 100).p_value for _ in range(200)])
     # 5 and 50 % are expected; bounds are some three standard errors off, where the truth is a little below
     assert np.mean(p_values < 0.05) <= 0.10
     assert 0.33 <= np.mean(p_values < 0.5) <= 0.61
@@ -156,6 +167,8 @@ def test_a_metric_that_few_resamples_have_is_compared_by_scores():
     ]
     assert compare_resampled(seldom, seldom[:2], 40) == compare_scores([0.0, 1.0, 2.0], [0.0, 1.0])
     assert chance_of_images([np.arange(40)], [(seldom, [])]) is None
+    one = [[mean(np.array([value])) for value in side] for side in ((1.0, 0.0), (0.0, 0.0))]
+    assert compare_resampled(*one, 1) == compare_scores([1.0, 0.0], [0.0, 0.0])
 
 
 def test_of_accuracies_splits_are_those_of_accuracies():

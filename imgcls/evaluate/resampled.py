@@ -13,7 +13,7 @@ MetricOf = Callable[[np.ndarray], np.ndarray]
 
 def mean(value: np.ndarray) -> MetricOf:
     """Mean of what each image is worth (M,): accuracy, absolute error, share of wrong labels."""
-    return lambda weights: (value.astype(np.float64) @ weights) / weights.sum(0)
+    return lambda weights: _ratio(value.astype(np.float64) @ weights, weights.sum(0))
 
 
 def mean_average_precision(logits: np.ndarray, label: np.ndarray) -> MetricOf:
@@ -49,7 +49,7 @@ def quadratic_weighted_kappa(prediction: np.ndarray, label: np.ndarray) -> Metri
 
     def metric_of(weights: np.ndarray) -> np.ndarray:
         observed, squares, of_p, of_y, count = moments @ weights
-        return 1 - _ratio(observed, squares - 2 * of_p * of_y / count)
+        return 1 - _ratio(observed, squares - 2 * of_p * of_y / np.maximum(count, 1))
 
     return metric_of
 

@@ -31,8 +31,8 @@ def compare_resampled(
     the p-value twice the share of the resamples that do not have the difference's sign, by (k + 1) / (B + 1), so that
     it is never 0. It speaks of these two trained models only.
 
-    Resamples in which the metric of a run is undefined are left out; where fewer than half are left, scores alone are
-    compared.
+    Resamples in which the metric of a run is undefined are left out; where fewer than half are left, or there is one
+    image, scores alone are compared.
 
     Args:
         group: The metric of each of S runs.
@@ -45,7 +45,7 @@ def compare_resampled(
     score = np.array([metric_of(whole)[0] for metric_of in metrics])
     scores = score[: len(group)], score[len(group) :]
     value = _known(np.stack([resample(metric_of, images) for metric_of in metrics]))
-    if value is None or np.isnan(score).any():
+    if value is None or images == 1:
         return compare_scores(*scores, paired)
     if len(metrics) == 2:
         return _percentiles(float(score[0] - score[1]), value[0] - value[1])
@@ -58,7 +58,7 @@ def chance_of_images(
     """What the choice of the images does to the difference of a metric on each of J splits.
 
     All images that are tested on one split at least are resampled, each with what it adds to all of its splits. None
-    where the metric is undefined on more than half of the resamples.
+    where the metric is undefined on more than half of the resamples, or there is one image.
 
     Args:
         indices: Of each split the numbers (M_j,) of its test images among all.
@@ -71,7 +71,7 @@ def chance_of_images(
         for share, runs in ((1, group), (-1, baseline)):
             row += sum(share / len(runs) * resample(metric_of, len(tested), place) for metric_of in runs)
     known = _known(value)
-    if known is None:
+    if known is None or len(tested) == 1:
         return None
     covariance = _covariance(known, len(tested))
     return ChanceOfImages(len(tested), float(covariance.mean()), covariance.diagonal())
@@ -96,14 +96,14 @@ def resample(metric_of: MetricOf, images: int, place: np.ndarray | slice = slice
 
 
 def _known(value: np.ndarray) -> np.ndarray | None:
-    """Of values (…, B) the resamples in which all are defined; None where these are fewer than half."""
+    """Of values (n, B) the resamples in which all are defined; None where these are fewer than half."""
     known = ~np.isnan(value).any(0)
     return value[:, known] if 2 * known.sum() >= RESAMPLES else None
 
 
 def _covariance(value: np.ndarray, images: int) -> np.ndarray:
     """Of scores (S,) over the choice of M images: resamples vary as M - 1 images would, not as M."""
-    return np.atleast_2d(np.cov(value)) * images / max(1, images - 1)
+    return np.atleast_2d(np.cov(value)) * images / (images - 1)
 
 
 def _percentiles(difference: float, resampled: np.ndarray) -> Comparison:
