@@ -69,6 +69,7 @@ class Exported(nn.Module):
     ):
         super().__init__()
         self.resize_crop, self.backbone, self.head = ResizeCropInGraph(resize_crop), model.backbone, model.head
+        self.link = model.loss.link
         for name, buffer in list(self.head.named_buffers(recurse=False)):
             if buffer.ndim == 0:  # a number such as the neighbours' k: to the graph it would be data
                 delattr(self.head, name)
@@ -82,6 +83,6 @@ class Exported(nn.Module):
         """Probabilities (B, K) of uint8 images (B, C, H, W)."""
         image = self.resize_crop(image) * self.scale - self.shift
         if not self.flip:
-            return (self.head(self.backbone(image)) / self.temperature).softmax(1)
-        logits = self.head(self.backbone(torch.cat((image, image.flip(-1)))))
+            return (self.link(self.head(self.backbone(image))) / self.temperature).softmax(1)
+        logits = self.link(self.head(self.backbone(torch.cat((image, image.flip(-1))))))
         return (logits.unflatten(0, (2, -1)).mean(0) / self.temperature).softmax(1)
