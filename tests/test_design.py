@@ -166,6 +166,7 @@ def test_every_config_resolves(path, imgcls, capsys):
         for p in CONFIGS
         if p.parent.name in ("augment", "model", "loss", "finetune", "trainer")
         and p.name not in ("gpu.yaml", "ddp.yaml", "fsdp.yaml", "slurm.yaml", "distill.yaml")
+        and p.name != "cumulative_link.yaml"  # the sample's classes have no order, see test_cumulative_link
     ],
     ids=lambda p: str(p.relative_to(ROOT)),
 )

@@ -422,7 +422,7 @@ def blobs_of_several(count: int, seed: int) -> Features:
 def test_of_several_labels_the_logistic_head_is_scikit_learns_one_for_each(strength):
     train, val, head = blobs_of_several(90, 0), blobs_of_several(60, 1), nn.Linear(4, 3)
     x, y = train.feature.flatten(0, 1).numpy(), train.label.repeat_interleave(2, 0).numpy()
-    scale, mean = x.std(0), x.mean(0)
+    scale, mean = x.std(), x.mean(0)
     each = LogisticRegression(C=1 / (strength * 180), tol=1e-8, max_iter=1000)
     theirs = OneVsRestClassifier(each).fit((x - mean) / scale, y)
     LogisticProbe([strength]).solve(head, train, None, Several().loss())

@@ -40,7 +40,7 @@ class Loss(ABC):
         if labels not in self.takes:
             raise UserError(
                 f"--model.loss {name}: is for images with {' or '.join(self.takes)}, and these have {labels}; leave it "
-                "out, or take one of configs/loss that is for them"
+                "out, take another of configs/loss, or say by --data.ordered or --data.task what the labels are"
             )
         if solved and type(self).link is not Loss.link:
             raise UserError(
