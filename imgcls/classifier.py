@@ -86,9 +86,10 @@ class Classifier(LightningModule):
         self.dropout = nn.Dropout(dropout)
         self.finetune = finetune or Full()
         self.automatic_optimization = not self.finetune.solves
-        self.head = self.finetune.head(self.backbone.num_features, num_classes)
+        self.head = self.finetune.head(self.backbone.num_features, num_classes, self.task)
         self.trained = self.finetune.prepare(self.backbone)
         self.loss, self.teacher = loss or self.task.loss(), teacher
+        self.loss.prepare(self.task.labels, self.task.chance(num_classes), self.finetune.solves)
         self.optimizer, self.schedule, self.lr, self.weight_decay = optimizer, schedule, lr, weight_decay
         self.class_weights, self.compile_step, self.flip_at_test = class_weights, compile, flip_at_test
         has_convolution = any(isinstance(module, nn.Conv2d) for module in self.backbone.modules())
@@ -111,7 +112,7 @@ class Classifier(LightningModule):
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, K) of float images (B, C, H, W), normalised per channel, or of their features (B, F)."""
         feature = image if image.ndim == 2 else self.features(image)
-        return self.head(self.dropout(feature))
+        return self.loss.link(self.head(self.dropout(feature)))
 
     def features(self, image: Tensor) -> Tensor:
         """Features (B, F) of float images (B, C, H, W), normalised per channel."""
@@ -156,12 +157,12 @@ class Classifier(LightningModule):
         if stage == "fit":
             data, device = self.trainer.datamodule, self.trainer.strategy.root_device  # type: ignore[attr-defined]
             count = torch.from_numpy(data.class_counts()).float().to(device)
-            self.loss.configure(count)
+            self.loss.configure(count, len(data.parts["train"][1]))
             if self.class_weights == "balanced":
                 # a class without a training image never occurs in the loss
                 self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
             if self.teacher is not None:
-                self.teacher.load(data.class_names, device)
+                self.teacher.load(data.class_names, self.task, device)
         if self.compile_step and not self.compiled:
             compile_backbone(self.backbone, joins=len({how.start for how in self.trained.values()}))
             self.compiled = True
@@ -173,7 +174,7 @@ class Classifier(LightningModule):
         if self.teacher is not None:
             raise UserError("--model.teacher: learns from images, and this variant trains on features; use another")
         found = train_on_features(self.trainer, self, self.finetune.views, self.finetune.feature_dir)
-        chosen = self.finetune.solve(self.head, found["train"], found.get("val"))
+        chosen = self.finetune.solve(self.head, found["train"], found.get("val"), self.task.loss())
         if chosen is not None:
             settings = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
             log.info(f"head solved on {len(found['train'].label)} images: {settings}")

@@ -33,6 +33,7 @@ from imgcls.evaluate.annotation import choose
 from imgcls.evaluate.selective import margin
 from imgcls.finetune.base import Features
 from imgcls.finetune.logistic_probe import LogisticProbe
+from imgcls.losses import CrossEntropy
 from imgcls.models.cnn import CNN
 from imgcls.models.timm import TimmBackbone
 from imgcls.system.allocator import keep_freed_memory
@@ -95,7 +96,7 @@ class Probe:
 
     def learn(self, index: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, float]:  # noqa: D102
         head = torch.nn.Linear(self.train.feature.shape[-1], self.data.num_classes)
-        self.solver.solve(head, Features(self.train.feature[index], self.train.label[index]), None)
+        self.solver.solve(head, Features(self.train.feature[index], self.train.label[index]), None, CrossEntropy())
         with torch.no_grad():
             right = head(self.test.feature[:, 0]).argmax(1) == self.test.label
             logits = head(self.train.feature[:, 0])

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from imgcls.data.sample import SampleData
 from imgcls.finetune.base import Features
 from imgcls.finetune.logistic_probe import LogisticProbe
+from imgcls.losses import CrossEntropy
 from imgcls.models.cnn import CNN
 from imgcls.science.power_law import fit_power_law
 
@@ -83,7 +84,8 @@ def logistic(train: Part, val: Part, test: Part) -> float:
     """The package's logistic probe on pixels, 2 × 2 of them together."""
     few = [(F.avg_pool2d(x.view(-1, 1, 28, 28), 2).flatten(1), y) for x, y in (train, val, test)]
     head = nn.Linear(196, 10)
-    LogisticProbe().solve(head, Features(few[0][0][:, None], train[1]), Features(few[1][0][:, None], val[1]))
+    parts = [Features(feature[:, None], label) for feature, label in few[:2]]
+    LogisticProbe().solve(head, *parts, CrossEntropy())
     return float((head(few[2][0]).argmax(1) == test[1]).float().mean())
 
 

@@ -102,7 +102,7 @@ def trained(backbone, finetune: FineTune, image: torch.Tensor, flip: bool) -> Cl
     """A classifier in which everything that training moves has been moved, and that tells the images apart."""
     channels = image.shape[1]
     torch.manual_seed(0)
-    model = Classifier(backbone, 4, channels, 32, finetune, flip_at_test=flip).eval().requires_grad_(False)
+    model = Classifier(backbone, 4, channels, 32, finetune=finetune, flip_at_test=flip).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
         if name.endswith(("up", "norm2.weight")):
             parameter.normal_(0, 0.2)

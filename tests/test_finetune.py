@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -31,15 +32,18 @@ from imgcls.finetune.logistic_probe import LogisticProbe, logistic_regression
 from imgcls.finetune.lora import LoRA
 from imgcls.finetune.neighbours import Neighbours, Vote
 from imgcls.finetune.partial import Partial
+from imgcls.losses import CrossEntropy
 from imgcls.models.cnn import CNN
 from imgcls.models.timm import TimmBackbone
 from imgcls.models.torchvision import TorchvisionBackbone
 from imgcls.runs.record import read_metrics
+from imgcls.tasks import SINGLE_LABEL, find
 from imgcls.training.distillation import Teacher
 
 from .conftest import QUIET, ROOT, TINY
 from .imagenet_weights import efficientnet_lite0
 from .test_classifier import fit
+from .test_losses_multi_label import Several
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -319,6 +323,18 @@ def test_distillation_against_a_value_computed_by_hand():
     assert same.item() == pytest.approx(0.75 * 3.0, abs=1e-6)
 
 
+def test_a_student_of_several_labels_learns_each_label_by_itself():
+    teacher = Teacher("somewhere", temperature=2.0, weight=0.25)
+    teacher.task = Several()
+    student_logits, teacher_logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)).double() * 3
+    p, q = (1 / (1 + np.exp(-logits.numpy() / 2)) for logits in (teacher_logits, student_logits))
+    divergence = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(1).mean()
+    loss = teacher.combine(torch.tensor(3.0), student_logits, teacher_logits)
+    assert loss.item() == pytest.approx(0.75 * 3.0 + 0.25 * 4.0 * divergence, rel=1e-5)
+    same = teacher.combine(torch.tensor(3.0), student_logits, student_logits)
+    assert same.item() == pytest.approx(0.75 * 3.0, abs=1e-6)
+
+
 def test_a_student_learns_from_a_run_in_its_own_size_and_normalisation(imgcls):
     assert imgcls("fit", *TINY, "--run_dir=teacher", "--test_after_fit=false")[0] == 0
     words = [*TINY, "--config", ROOT / "configs/finetune/distill.yaml", "--test_after_fit=false"]
@@ -335,7 +351,7 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
     assert imgcls("fit", *TINY, "--run_dir=teacher", "--test_after_fit=false")[0] == 0
     teacher = Teacher("teacher")
     data = SampleData()
-    teacher.load(data.class_names, torch.device("cpu"))
+    teacher.load(data.class_names, find(SINGLE_LABEL), torch.device("cpu"))
     data.setup("fit")
     image = data.parts["train"][0].images([1, 2, 3], data.resize_crop("val"))
     other = SampleData(mean=[0.9], std=[0.1])
@@ -344,7 +360,10 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
         teacher.logits(other.normalize(image), other.mean, other.std), expected, atol=1e-4, rtol=0
     )
     with pytest.raises(UserError, match="knows the classes T-shirt/top"):
-        teacher.load(["a", "b"], torch.device("cpu"))
+        teacher.load(["a", "b"], find(SINGLE_LABEL), torch.device("cpu"))
+    kinds = "--model.teacher.run teacher: learnt from labels of the kind single_label, the data has .*losses_multi"
+    with pytest.raises(UserError, match=kinds):
+        teacher.load(data.class_names, Several(), torch.device("cpu"))
 
 
 # ---- frozen features ----
@@ -361,7 +380,9 @@ def blobs(count: int, seed: int) -> Features:
 def test_the_logistic_head_is_scikit_learns(strength):
     train = blobs(90, 0)
     feature = train.feature[:, 0]
-    weight, bias = logistic_regression(feature, train.label, strength, torch.zeros(3, 4), torch.zeros(3))
+    weight, bias = logistic_regression(
+        feature, train.label, strength, torch.zeros(3, 4), torch.zeros(3), CrossEntropy()
+    )
     theirs = LogisticRegression(C=1 / (strength * 90), tol=1e-8, max_iter=1000).fit(
         feature.numpy(), train.label.numpy()
     )
@@ -372,21 +393,87 @@ def test_the_logistic_head_is_scikit_learns(strength):
 def test_the_penalty_is_that_of_the_best_validation_likelihood():
     train, val, head = blobs(30, 0), blobs(300, 1), nn.Linear(4, 3)
     probe = LogisticProbe()
-    chosen = probe.solve(head, train, val)["strength"]
+    chosen = probe.solve(head, train, val, CrossEntropy())["strength"]
     losses = {}
     for strength in (chosen, *probe.strengths):
-        LogisticProbe([strength]).solve(head, train, val)
+        LogisticProbe([strength]).solve(head, train, val, CrossEntropy())
         losses[strength] = nn.functional.cross_entropy(head(val.feature[:, 0]), val.label).item()
     assert losses[chosen] <= min(losses.values()) * 1.001
 
 
 def test_neighbours_vote_like_scikit_learns():
     train, val = blobs(90, 0), blobs(60, 1)
-    head = Vote(4, 3, k=7, temperature=1e6)  # so warm that all votes weigh the same
-    Neighbours(k=[7], temperature=1e6).solve(head, train, None)
+    head = Vote(4, 3, k=7, temperature=1e6, task=find(SINGLE_LABEL))  # so warm that all votes weigh the same
+    Neighbours(k=[7], temperature=1e6).solve(head, train, None, CrossEntropy())
     theirs = KNeighborsClassifier(7, metric="cosine").fit(train.feature[:, 0].numpy(), train.label.numpy())
     share = (head(val.feature[:, 0]).exp().numpy() - 0.001 / 3) / 0.999
     np.testing.assert_allclose(share, theirs.predict_proba(val.feature[:, 0].numpy()), atol=1e-5)
+
+
+def blobs_of_several(count: int, seed: int) -> Features:
+    """A label for each half-space, in two versions of each image; some images have none, some all three."""
+    generator = torch.Generator().manual_seed(seed)
+    feature = torch.randn(count, 1, 4, generator=generator) + 0.1 * torch.randn(count, 2, 4, generator=generator)
+    noise = 0.5 * torch.randn(count, 3, generator=generator)
+    return Features(feature, (feature[:, 0, :3] + noise > torch.tensor([-0.5, 0.0, 1.0])).float())
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.01])
+def test_of_several_labels_the_logistic_head_is_scikit_learns_one_for_each(strength):
+    train, val, head = blobs_of_several(90, 0), blobs_of_several(60, 1), nn.Linear(4, 3)
+    x, y = train.feature.flatten(0, 1).numpy(), train.label.repeat_interleave(2, 0).numpy()
+    scale, mean = x.std(), x.mean(0)
+    each = LogisticRegression(C=1 / (strength * 180), tol=1e-8, max_iter=1000)
+    theirs = OneVsRestClassifier(each).fit((x - mean) / scale, y)
+    LogisticProbe([strength]).solve(head, train, None, Several().loss())
+    ours = head(val.feature[:, 0]).sigmoid().detach().numpy()
+    np.testing.assert_allclose(ours, theirs.predict_proba((val.feature[:, 0].numpy() - mean) / scale), atol=5e-4)
+
+
+def test_of_several_labels_the_penalty_is_that_of_the_best_validation_likelihood():
+    train, val, head, loss = blobs_of_several(30, 0), blobs_of_several(300, 1), nn.Linear(4, 3), Several().loss()
+    probe = LogisticProbe()
+    chosen = probe.solve(head, train, val, loss)["strength"]
+    losses = {}
+    for strength in (chosen, *probe.strengths):
+        LogisticProbe([strength]).solve(head, train, val, loss)
+        logits = head(val.feature[:, 0])
+        losses[strength] = nn.functional.binary_cross_entropy_with_logits(logits, val.label).item()
+    assert losses[chosen] <= min(losses.values()) * 1.001 and chosen not in (probe.strengths[0], probe.strengths[-1])
+
+
+def test_of_several_labels_neighbours_vote_on_each():
+    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), Several()
+    variant = Neighbours(k=[7], temperature=1e6)
+    head = variant.head(4, 3, task)
+    assert (head(val.feature[:, 0]) == 0).all()  # before training: Lightning's check of the validation loop
+    variant.solve(head, train, None, task.loss())
+    x, y = train.feature.flatten(0, 1).numpy(), train.label.repeat_interleave(2, 0).numpy()
+    theirs = KNeighborsClassifier(7, metric="cosine").fit(x, y).predict_proba(val.feature[:, 0].numpy())
+    share = (head(val.feature[:, 0]).sigmoid().numpy() - 0.0005) / 0.999
+    np.testing.assert_allclose(share, np.stack([of[:, 1] for of in theirs], 1), atol=1e-5)
+
+
+def test_of_several_labels_the_number_of_neighbours_is_that_of_the_best_validation_likelihood():
+    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), Several()
+    losses = {}
+    for k in (1, 5, 10, 20, 50):
+        head = Vote(4, 3, k, 0.07, task)
+        Neighbours(k=[k]).solve(head, train, val, task.loss())
+        losses[k] = nn.functional.binary_cross_entropy_with_logits(head(val.feature[:, 0]), val.label).item()
+    assert Neighbours().solve(head, train, val, task.loss())["k"] == min(losses, key=losses.get) != 1
+
+
+def test_neighbours_of_several_labels_are_kept_with_the_weights():
+    trained, fresh = (classifier(Neighbours(), task=Several.__module__) for _ in range(2))
+    feature, label = torch.randn(30, 1, trained.backbone.num_features), (torch.rand(30, 10) < 0.3).float()
+    trained.finetune.solve(trained.head, Features(feature, label), None, trained.task.loss())
+    state = trained.state_dict()
+    fresh.check_weights(state)
+    fresh.load_state_dict(state)
+    image = torch.rand(5, 1, 28, 28)
+    torch.testing.assert_close(fresh.eval()(image), trained.eval()(image))
+    assert torch.equal(fresh.head.label, label)
 
 
 PROBE = (*TINY, "--test_after_fit=false", "--trainer.limit_train_batches=1.0", "--data.train_fraction=0.1")

@@ -49,7 +49,7 @@ each = pytest.mark.parametrize("cls", losses(), ids=lambda cls: cls.__name__)
 
 def configured(cls: type[Loss], counts: torch.Tensor = COUNTS, **options) -> Loss:
     loss = cls(**options)
-    loss.configure(counts)
+    loss.configure(counts, int(counts.sum()))
     return loss
 
 

@@ -71,6 +71,7 @@ class Exported(nn.Module):
     ):
         super().__init__()
         self.resize_crop, self.backbone, self.head = ResizeCropInGraph(resize_crop), model.backbone, model.head
+        self.link = model.loss.link
         for name, buffer in list(self.head.named_buffers(recurse=False)):
             if buffer.ndim == 0:  # a number such as the neighbours' k: to the graph it would be data
                 delattr(self.head, name)
@@ -85,9 +86,9 @@ class Exported(nn.Module):
         """Probabilities (B, K) of uint8 images (B, C, H, W)."""
         image = self.resize_crop(image) * self.scale - self.shift
         if self.flip:
-            both = self.head(self.backbone(torch.cat((image, image.flip(-1)))))
+            both = self.link(self.head(self.backbone(torch.cat((image, image.flip(-1))))))
             logits = both.unflatten(0, (2, -1)).mean(0)
         else:
-            logits = self.head(self.backbone(image))
+            logits = self.link(self.head(self.backbone(image)))
         probability = self.task.probability(logits / self.temperature)
         return probability if self.cut is None else (probability, logits > self.cut)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imgcls.losses import Loss
 from imgcls.models.base import Backbone, Stage
+from imgcls.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Features:
 
     Attributes:
         feature: (N, 1 + views, F) float32: of the plain image, and of its augmented views.
-        label: (N,) int64.
+        label: (N,) int64 or (N, K) float32.
     """
 
     feature: Tensor
@@ -82,7 +84,7 @@ class FineTune(ABC):
                     trained[name] = Training(scale, start)
         return trained
 
-    def head(self, num_features: int, num_classes: int) -> nn.Module:
+    def head(self, num_features: int, num_classes: int, task: Task) -> nn.Module:
         """Features (B, F) to logits (B, K)."""
         return nn.Linear(num_features, num_classes)
 
@@ -90,13 +92,14 @@ class FineTune(ABC):
         """A term of the loss that depends on the weights, a scalar, or None."""
         return None
 
-    def solve(self, head: nn.Module, train: Features, val: Features | None) -> dict[str, float] | None:
+    def solve(self, head: nn.Module, train: Features, val: Features | None, loss: Loss) -> dict[str, float] | None:
         """Fit the head to cached features at once, in place of training by steps, where `solves` is set.
 
         Args:
             head: What `head` returned, changed in place.
             train: The training images.
             val: The validation images, for choices such as the strength of a penalty; None if there are none.
+            loss: Of the kind of labels: what is to be small.
 
         Returns:
             What was chosen, by name; None if the head is trained by steps.

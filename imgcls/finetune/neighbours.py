@@ -6,7 +6,9 @@ from torch.nn import functional as F
 
 from imgcls.errors import UserError
 from imgcls.finetune.base import Features, FineTune
+from imgcls.losses import Loss, shares
 from imgcls.models.base import Stage
+from imgcls.tasks import Task
 
 
 class Vote(nn.Module):
@@ -19,31 +21,31 @@ class Vote(nn.Module):
         num_classes: Number of classes K.
         k: Number of neighbours.
         temperature: Smaller: the nearest count more.
+        task: The kind of labels.
     """
 
     feature: Tensor
     label: Tensor
     k: Tensor
 
-    def __init__(self, num_features: int, num_classes: int, k: int, temperature: float) -> None:
+    def __init__(self, num_features: int, num_classes: int, k: int, temperature: float, task: Task) -> None:
         super().__init__()
-        self.num_classes, self.temperature = num_classes, temperature
+        self.num_classes, self.temperature, self.task = num_classes, temperature, task
         self.register_buffer("k", torch.tensor(k))  # chosen on validation, so it belongs into the checkpoint
         self.register_buffer("feature", torch.empty(0, num_features))
-        self.register_buffer("label", torch.empty(0, dtype=torch.int64))
+        self.register_buffer("label", task.example(0, num_classes))
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Logarithms of the shares of the votes (B, K), of features (B, F)."""
+        """Logits (B, K) of the shares of the votes, of features (B, F)."""
         if not len(self.label):  # before training: Lightning's check of the validation loop
             return feature.new_zeros(len(feature), self.num_classes)
         similarity_BN = F.normalize(feature) @ self.feature.T
         nearest = similarity_BN.topk(min(int(self.k), len(self.label)))
         share_BJ = (nearest.values / self.temperature).softmax(1)
-        # shape, as len() would fix the batch of an exported graph
-        vote_BK = feature.new_zeros(feature.shape[0], self.num_classes)
-        vote_BK = vote_BK.scatter_add(1, self.label[nearest.indices], share_BJ)
-        # classes without a vote: as improbable as one part in a thousand, shared by all
-        return (0.999 * vote_BK + 0.001 / self.num_classes).log()
+        label_BJK = shares(self.label[nearest.indices.flatten()], self.num_classes).unflatten(0, share_BJ.shape)
+        vote_BK = (share_BJ[:, None] @ label_BJK)[:, 0]
+        # no class is certain, nor without a vote ruled out: one part in a thousand is as if nothing were known
+        return self.task.log_odds(0.999 * vote_BK + 0.001 * self.task.chance(self.num_classes))
 
 
 class Neighbours(FineTune):
@@ -77,17 +79,19 @@ class Neighbours(FineTune):
     def scales(self, stages: Sequence[Stage]) -> list[float | None]:  # noqa: D102
         return [None] * len(stages)
 
-    def head(self, num_features: int, num_classes: int) -> nn.Module:  # noqa: D102
-        return Vote(num_features, num_classes, self.k[0], self.temperature)
+    def head(self, num_features: int, num_classes: int, task: Task) -> nn.Module:  # noqa: D102
+        return Vote(num_features, num_classes, self.k[0], self.temperature, task)
 
-    def solve(self, head: nn.Module, train: Features, val: Features | None) -> dict[str, float]:  # noqa: D102
+    def solve(  # noqa: D102
+        self, head: nn.Module, train: Features, val: Features | None, loss: Loss
+    ) -> dict[str, float]:
         assert isinstance(head, Vote)
         head.feature = F.normalize(train.feature.flatten(0, 1))
-        head.label = train.label.repeat_interleave(train.feature.shape[1])
+        head.label = train.label.repeat_interleave(train.feature.shape[1], 0)
         if val is not None and len(self.k) > 1:
             losses = {}
             for k in self.k:
                 head.k.fill_(k)
-                losses[k] = F.cross_entropy(head(val.feature[:, 0]), val.label).item()
+                losses[k] = loss.evaluate(head(val.feature[:, 0]), val.label).item()
             head.k.fill_(min(losses, key=losses.__getitem__))
         return {"k": int(head.k)}

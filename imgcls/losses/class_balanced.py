@@ -26,7 +26,7 @@ class ClassBalanced(Loss):
         self.beta, self.loss = beta, Focal(gamma, label_smoothing)
         self.weight: Tensor | None = None
 
-    def configure(self, class_counts: Tensor) -> None:  # noqa: D102
+    def configure(self, class_counts: Tensor, images: int) -> None:  # noqa: D102
         log_beta = math.log(self.beta) if self.beta else -math.inf
         weight = -1 / (class_counts.clamp(min=1) * log_beta).expm1()  # 1 - beta ** n loses digits where n is small
         there = class_counts > 0

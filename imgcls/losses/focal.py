@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.losses.base import Loss, smooth
+from imgcls.losses.base import Loss
 
 
 class Focal(Loss):
@@ -17,7 +17,7 @@ class Focal(Loss):
         self.gamma, self.label_smoothing = gamma, label_smoothing
 
     def __call__(self, logits: Tensor, label: Tensor, class_weight: Tensor | None) -> Tensor:  # noqa: D102
-        target_BK = smooth(label, logits.shape[1], self.label_smoothing)
+        target_BK = self.smooth(label, logits.shape[1])
         log_p_BK = F.log_softmax(logits, 1, dtype=torch.promote_types(logits.dtype, torch.float32))
         # a power below 1 has no gradient at 0, where an image is classified with certainty
         missing_BK = (-log_p_BK.expm1()).clamp(min=torch.finfo(log_p_BK.dtype).tiny)

@@ -24,7 +24,7 @@ class LogitAdjustment(Loss):
         self.tau, self.label_smoothing = tau, label_smoothing
         self.shift: Tensor | None = None
 
-    def configure(self, class_counts: Tensor) -> None:  # noqa: D102
+    def configure(self, class_counts: Tensor, images: int) -> None:  # noqa: D102
         count = class_counts.clamp(min=1)  # of a class without an image, labels that are mixed or smoothed have a share
         self.shift = self.tau * (count / count.sum()).log()
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from imgcls.losses import Loss
+    from imgcls.losses import Labels, Loss
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Image and class of each label that is given, (P,) int64 each, by image."""
@@ -34,6 +34,7 @@ class Task(ABC):
     are not known; a batch has them as a tensor (B,) int64 or (B, K) float32.
 
     Attributes:
+        labels: What images have, which a loss must be for.
         metric: Without its part: by `val/…` a checkpoint is chosen, by `test/…` runs are compared. More is better.
         metric_name: In words.
         score_of_class: By which classes are listed, the worst first.
@@ -46,6 +47,7 @@ class Task(ABC):
         meaning: Of metrics that this kind alone has, in a few words each.
     """
 
+    labels: Labels = "one label"
     metric = "acc"
     metric_name = "accuracy"
     score_of_class = "f1"
@@ -119,6 +121,10 @@ class Task(ABC):
     @abstractmethod
     def loss(self) -> Loss:
         """The loss where none is asked for."""
+
+    def chance(self, num_classes: int) -> float:
+        """Probability of each of K classes where nothing is known of an image."""
+        return 1 / num_classes
 
     @abstractmethod
     def scores(self, num_classes: int, stage: str) -> nn.Module:

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 from imgcls.data.options import normalize, short
 from imgcls.errors import UserError
 from imgcls.runs.load import LoadedRun, load_run
+from imgcls.tasks import SINGLE_LABEL, Task, find
 
 
 class Teacher:
@@ -26,14 +27,18 @@ class Teacher:
             raise UserError(f"--model.teacher: weight {weight} must lie in 0..1, temperature {temperature} above 0")
         self.run, self.temperature, self.weight = run, temperature, weight
         self.loaded: LoadedRun | None = None
+        self.task = find(SINGLE_LABEL)
 
-    def load(self, class_names: list[str], device: torch.device) -> None:
-        """Load the teacher.
+    def load(self, class_names: list[str], task: Task, device: torch.device) -> None:
+        """Load the teacher of a student that learns these classes, from labels of that kind.
 
         Raises:
-            UserError: It knows other classes than the student's data.
+            UserError: It knows other classes, or labels of another kind.
         """
-        self.loaded = load_run(self.run, device)
+        self.loaded, self.task = load_run(self.run, device), task
+        if (taught := self.loaded.model.task) is not task:
+            kinds = f"learnt from labels of the kind {taught.name}, the data has {task.name}"
+            raise UserError(f"--model.teacher.run {self.run}: {kinds}; give a run on labels of that kind")
         if self.loaded.class_names != class_names:
             known, given = short(self.loaded.class_names), short(class_names)
             raise UserError(f"--model.teacher.run {self.run}: knows the classes {known}, the data has {given}")
@@ -56,7 +61,5 @@ class Teacher:
 
     def combine(self, loss: Tensor, logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The loss on the labels, a scalar, and that on the teacher's logits (B, K), weighed."""
-        target = F.log_softmax(teacher_logits.float() / self.temperature, 1)
-        student = F.log_softmax(logits.float() / self.temperature, 1)
-        divergence = F.kl_div(student, target, reduction="batchmean", log_target=True)
+        divergence = self.task.divergence(logits.float() / self.temperature, teacher_logits.float() / self.temperature)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

@@ -48,7 +48,7 @@ def train_on_features(trainer: Trainer, model: Any, views: int, folder: str | No
         source, index = data.parts[part]
         if len(index):
             feature = cached_features(trainer, model, part, views if part == "train" else 0, where)
-            label = torch.from_numpy(source.label[index])
+            label = torch.from_numpy(source.label[index]).to(model.task.example(1, data.num_classes).dtype)
             found[part] = Features(feature.to(model.device), label.to(model.device))
             data.use_features(part, feature)
     if not model.channels_last:
@@ -96,8 +96,9 @@ def _run(data: ImageDataModule, model: Any, part: Part, view: int) -> Tensor:
         image = batch["image"].to(model.device)
         if view:
             seed_step(data.step_seed(view, number), model.device)
-            image, label = data.prepare(image, batch["label"].to(model.device))
-            if label.ndim > 1:
+            given = batch["label"].to(model.device)
+            image, label = data.prepare(image, given)
+            if not torch.equal(label, given):
                 raise UserError("--model.finetune.views: augmentation that mixes labels cannot be cached; leave it out")
         else:
             image = data.normalize(image)
