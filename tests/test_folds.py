@@ -27,6 +27,7 @@ from .conftest import QUIET, ROOT, write_image
 from .test_audit import jpeg, picture
 from .test_cli import rows
 from .test_data import idx_files, ready, write_table
+from .test_sampling import one_each
 from .test_shards import packed
 
 LABEL = np.random.default_rng(7).choice(5, 997, p=[0.4, 0.3, 0.2, 0.07, 0.03])
@@ -53,7 +54,7 @@ EARLIER = [
 @pytest.mark.parametrize("group", [None, np.full(997, -1), np.arange(997)], ids=["none", "empty", "own"])
 @pytest.mark.parametrize("options, digest", EARLIER)
 def test_splits_without_groups_are_those_of_earlier_versions(options, digest, group):
-    found = SplitOptions(**options).split(LABEL, group)
+    found = SplitOptions(**options).split(*one_each(LABEL), group)
     together = b"".join(part.tobytes() for part in (found.train, found.val, found.test))
     assert hashlib.blake2b(together, digest_size=8).hexdigest() == digest
 
@@ -67,7 +68,7 @@ def test_over_all_folds_each_image_is_tested_once_and_never_trained_or_validated
     group = KINDS.get(kind)
     tested = []
     for fold in range(folds):
-        found = SplitOptions(folds=folds, fold=fold, fold_part="test").split(LABEL, group)
+        found = SplitOptions(folds=folds, fold=fold, fold_part="test").split(*one_each(LABEL), group)
         tested += found.test.tolist()
         assert sorted(np.concatenate([*parts_of(found).values()])) == list(range(997))  # so parts are disjoint
         slack = 1 if group is None else np.bincount(group[group >= 0]).max()
@@ -79,7 +80,10 @@ def test_over_all_folds_each_image_is_tested_once_and_never_trained_or_validated
 
 
 def test_the_other_folds_take_turns_in_validation():
-    met = [SplitOptions(folds=5, fold=k, fold_part="test", val_fraction=0.2).split(LABEL[:995]) for k in range(5)]
+    met = [
+        SplitOptions(folds=5, fold=k, fold_part="test", val_fraction=0.2).split(*one_each(LABEL[:995]))
+        for k in range(5)
+    ]
     assert sorted(np.concatenate([found.val for found in met])) == list(range(995))
     assert len({found.fingerprint()["test"] for found in met}) == 5
 
@@ -108,7 +112,7 @@ def test_options_that_leave_nothing_to_do_are_named(options, message):
 )
 def test_no_group_is_in_two_parts(kind, options):
     group = KINDS[kind]
-    found = SplitOptions(**options).split(LABEL, group)
+    found = SplitOptions(**options).split(*one_each(LABEL), group)
     of = {part: set(group[index]) - {-1} for part, index in parts_of(found).items()}
     assert all(of.values()) and sum(map(len, of.values())) == len(set.union(*of.values()))
     whole = np.isin(group, [*set.union(*of.values())])
@@ -116,30 +120,32 @@ def test_no_group_is_in_two_parts(kind, options):
 
 
 def test_shares_of_training_images_are_nested_with_groups_too():
-    before, full = set(), SplitOptions().split(LABEL, PATIENT)
+    before, full = set(), SplitOptions().split(*one_each(LABEL), PATIENT)
     for fraction in (0.01, 0.1, 0.5, 1.0):
-        found = SplitOptions(train_fraction=fraction).split(LABEL, PATIENT)
+        found = SplitOptions(train_fraction=fraction).split(*one_each(LABEL), PATIENT)
         assert before < set(found.train) and found.fingerprint() == full.fingerprint()
         assert abs(len(found.train) - fraction * len(full.train)) <= np.bincount(PATIENT).max()
         before = set(found.train)
 
 
 def test_the_seed_of_the_split_moves_groups_and_val_fraction_does_not_move_the_test_part():
-    first, other = (SplitOptions(split_seed=k).split(LABEL, KINDS["uneven"]) for k in (0, 1))
+    first, other = (SplitOptions(split_seed=k).split(*one_each(LABEL), KINDS["uneven"]) for k in (0, 1))
     assert len(np.intersect1d(first.test, other.test)) < 0.6 * len(first.test)
-    more = SplitOptions(val_fraction=0.3).split(LABEL, KINDS["uneven"])
+    more = SplitOptions(val_fraction=0.3).split(*one_each(LABEL), KINDS["uneven"])
     assert more.fingerprint()["test"] == first.fingerprint()["test"]
 
 
 def test_of_a_few_groups_of_any_size_every_fold_has_one():
     group = np.repeat(np.arange(6), [600, 200, 90, 50, 40, 17])
-    tested = [SplitOptions(folds=3, fold=k, fold_part="test").split(LABEL, group).test for k in range(3)]
+    tested = [SplitOptions(folds=3, fold=k, fold_part="test").split(*one_each(LABEL), group).test for k in range(3)]
     assert sorted(np.concatenate(tested)) == list(range(997)) and len(tested[0]) < 997 - 200
     with pytest.raises(UserError, match="997 images in 6 groups are too few for a test part"):
-        [SplitOptions(folds=7, fold=k, fold_part="test").split(LABEL, group) for k in range(7)]
+        [SplitOptions(folds=7, fold=k, fold_part="test").split(*one_each(LABEL), group) for k in range(7)]
     for fold in (0, 1):
         with pytest.raises(UserError, match="997 images in 1 groups are too few for a (training|test) part"):
-            SplitOptions(folds=2, fold=fold, fold_part="test", val_fraction=0).split(LABEL, np.zeros(997, np.int64))
+            SplitOptions(folds=2, fold=fold, fold_part="test", val_fraction=0).split(
+                *one_each(LABEL), np.zeros(997, np.int64)
+            )
 
 
 def test_wrappers_keep_groups():

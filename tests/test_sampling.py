@@ -5,13 +5,19 @@ from imgcls.data.sample import SampleData
 from imgcls.data.sampling import EvalBatches, TrainBatches
 from imgcls.data.splits import SplitOptions, mislabel, stratified_order
 from imgcls.errors import UserError
+from imgcls.tasks import find
 
 LABEL = np.random.default_rng(7).choice(5, 997, p=[0.4, 0.3, 0.2, 0.07, 0.03])
 CARVE = {"val_fraction": 0.1, "test_fraction": 0.2}
 
 
+def one_each(label):
+    """Pairs of images with one label each, and their number."""
+    return (np.arange(len(label)), label), len(label)
+
+
 def split(label, seed=0, **options):
-    return SplitOptions(split_seed=seed, **options).split(label)
+    return SplitOptions(split_seed=seed, **options).split(*one_each(label))
 
 
 def shares(index):
@@ -144,14 +150,14 @@ def test_repeats_follow_each_other_and_go_to_different_processes():
 
 def test_mislabelled_images_are_the_asked_share_of_the_given_ones_and_nested():
     label, index = np.repeat(np.arange(7), 40), np.arange(0, 280, 2)
-    half, tenth = (mislabel(label, index, share, 7, seed=3) for share in (0.5, 0.1))
+    half, tenth = (mislabel(label, index, share, 7, 3, find("single_label")) for share in (0.5, 0.1))
     wrong = np.flatnonzero(half != label)
     assert len(wrong) == 70 and set(wrong) <= set(index)
     assert (np.flatnonzero(tenth != label)).size == 14
     assert (tenth[tenth != label] == half[tenth != label]).all()
     shift = (half - label)[wrong] % 7
     assert set(shift) == {1, 2, 3, 4, 5, 6}
-    assert (mislabel(label, index, 0.5, 7, seed=4) != half).any()
+    assert (mislabel(label, index, 0.5, 7, 4, find("single_label")) != half).any()
 
 
 def test_noise_reaches_training_labels_only():

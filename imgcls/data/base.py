@@ -79,7 +79,8 @@ class ImageDataModule(DeviceBatches, ABC):
         fold_part: What the fold is: `val`, or `test`, so that over all folds each image is tested once by a run that
             has not seen it; val_fraction is then taken from the other folds, and an official test part not used.
         train_fraction: Stratified share of the training part to train on; smaller shares lie in larger ones.
-        label_noise: Share of the training images that get another class, for studies of annotation errors.
+        label_noise: Share of the training images that get another class, or one more or less of several, for studies
+            of annotation errors.
         repeats: Times that an image comes, augmented anew, in an epoch of unchanged length, which has so much fewer
             images (Hoffer et al., Augment your batch, CVPR 2020); several processes share the repeats.
         sampling: `shuffle` takes each image once an epoch; `balanced` samples classes evenly, with replacement.
@@ -251,7 +252,8 @@ class ImageDataModule(DeviceBatches, ABC):
             refuse_other_order(self.ordered, self.class_names)
             if first:
                 log.info(f"classes, from the lowest: {' < '.join(self.class_names)}")
-        chosen = options.split(pool.label, pool.group, official_val is None, not official_test)
+        pairs = self.kind.pairs(pool.label)
+        chosen = options.split(pairs, len(pool), pool.group, official_val is None, not official_test)
         if options.tests_fold and official_test and first:
             log.info(f"fold {options.fold} of {options.folds} is the test part; the official test part is not used")
         if self.value_range is None:
@@ -262,7 +264,8 @@ class ImageDataModule(DeviceBatches, ABC):
         if options.tests_fold or not official_test:
             self._test = (pool, np.sort(chosen.test))
         if self.label_noise:
-            noisy = mislabel(pool.label, chosen.train, self.label_noise, self.num_classes, options.split_seed)
+            share, seed = self.label_noise, options.split_seed
+            noisy = mislabel(pool.label, chosen.train, share, self.num_classes, seed, self.kind)
             self.parts["train"] = (pool.relabelled(noisy), chosen.train)
 
     def has_official(self, part: Part) -> bool:

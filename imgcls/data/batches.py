@@ -20,6 +20,11 @@ from imgcls.system.resources import cores
 Device = torch.device | None  # where batches go; None: they stay where they were fetched
 
 
+def label_tensor(label: np.ndarray) -> Tensor:
+    """Labels of a batch: classes (B,) int64, or of several labels an image (B, K) float32."""
+    return torch.from_numpy(label.astype(np.float32) if label.ndim == 2 else label)
+
+
 class BatchDataset(Dataset):
     """Whole batches of a part: a list of positions in, a batch with uint8 images out.
 
@@ -66,7 +71,7 @@ class BatchDataset(Dataset):
             if not (self.go_on and isinstance(error, BrokenImage)):
                 return error
             fetched = {"image": stack((self._image(number, broken) for number in index.tolist()), len(index))}
-        batch = {**fetched, "label": torch.from_numpy(self.source.label[index]), "index": torch.from_numpy(index)}
+        batch = {**fetched, "label": label_tensor(self.source.label[index]), "index": torch.from_numpy(index)}
         return {**batch, "broken": broken} if broken else batch  # type: ignore[dict-item]
 
     def _asked(self, positions: list[int]) -> tuple[np.ndarray, list[BoxOf] | None]:

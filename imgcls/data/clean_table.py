@@ -10,12 +10,15 @@ import numpy as np
 
 from imgcls.images.sources import FileSource, Part, Source
 from imgcls.system.files import write_table
+from imgcls.tasks import SINGLE_LABEL, find
 
 Kept = tuple[Part, Source, np.ndarray, np.ndarray]
 COLUMNS = ("path", "label", "split")  # the first alone of images without labels
 
 
-def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[str]) -> dict[str, Any]:
+def write_clean_table(
+    folder: Path, kept: Sequence[Kept], class_names: Sequence[str], task: str = SINGLE_LABEL
+) -> dict[str, Any]:
     """Write clean.csv: path, label, split, group (or near_group, of a table with such a column), and what else it said.
 
     Images that have no file of their own, but lie in memory, are written as PNG files below `images/`.
@@ -25,6 +28,7 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
         kept: Part, its source, the numbers of the images kept in it, and their groups, empty cells where -1, both (M,)
             int64.
         class_names: Names of the classes; none of images without labels.
+        task: Kind of labels, whose `text` the column `label` holds.
 
     Returns:
         Number of images of each part, of training images of each class, the table's `file` and the `root` of its paths,
@@ -43,11 +47,12 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
         grouped = f"near_{grouped}"
     written |= {"group_column": grouped, "grouped": sum(int((group >= 0).sum()) for *_, group in kept)}
     rows: list[list[str]] = []
+    kind = find(task)
     in_files, in_memory = len(files) == len(sources), all(source.in_memory for source in sources)
     root = Path(os.path.commonpath(set[str]().union(*map(_folders, files)))) if in_files else folder
     for part, source, numbers, groups in kept:
-        count = np.zeros(len(class_names), np.int64)
-        for number, group in zip(numbers.tolist(), groups.tolist(), strict=True):
+        texts, good = kind.text(source.label[numbers], class_names), list[int]()
+        for number, group, text in zip(numbers.tolist(), groups.tolist(), texts, strict=True):
             path = _path(source, number, part, root)
             if not _fits(path):
                 names.append(source.names[number])
@@ -55,12 +60,11 @@ def write_clean_table(folder: Path, kept: Sequence[Kept], class_names: Sequence[
             if in_memory and not in_files:
                 (folder / path).parent.mkdir(parents=True, exist_ok=True)
                 source.original(number).image.save(folder / path, compress_level=1)
-            said = []
-            if class_names:
-                count[source.label[number]] += 1
-                said = [class_names[source.label[number]], part, "" if group < 0 else str(group)]
+            said = [text, part, "" if group < 0 else str(group)] if class_names else []
+            good.append(number)
             rows.append([path, *said, *(source.columns[name][number] for name in further)])
-        written["images"][part] = len(rows) - sum(written["images"].values())
+        written["images"][part] = len(good)
+        count = np.bincount(kind.pairs(source.label[np.array(good, np.int64)])[1], minlength=len(class_names))
         written["classes"][part] = dict(zip(class_names, count.tolist(), strict=True))
     if not (in_files or in_memory):
         return written

@@ -52,12 +52,20 @@ class LabelledSet(ImageDataModule):
 
     @cached_property
     def source(self) -> Source:
-        """All images; a label is the number of the model's class, -1 for a class that it does not know."""
+        """All images, labelled by the model's classes; not known where one is of a class that it does not know."""
         sources = [self._require(self.data.open(of), of) for of in PARTS if self.data.has_official(of)]
         whole = reduce(JoinedSource, sources)
+        if whole.label.ndim != self.kind.unknown(0, self.num_classes).ndim:
+            raise UserError(
+                f"data: labels of these images are of the kind {self.data.task}, those of the run {self.task}; "
+                "--data.label_separator or --data.label_columns of a table read several labels an image, and nothing else "
+                "one each"
+            )
         number = {name: k for k, name in enumerate(self.class_names)}
         number_of = np.array([number.get(name, -1) for name in self.data.class_names], dtype=np.int64)
-        unknown = [self.data.class_names[k] for k in np.unique(whole.label) if number_of[k] < 0]
+        unknown = [
+            self.data.class_names[k] for k in np.unique(self.data.kind.pairs(whole.label)[1]) if number_of[k] < 0
+        ]
         if unknown and self.unknown_classes == "raise":
             raise UserError(
                 f"data: {short(unknown)} is no class of the run{near(unknown[0], self.class_names)}; it knows "
@@ -66,12 +74,12 @@ class LabelledSet(ImageDataModule):
             )
         if unknown:
             log.info(f"images of classes that the run does not know are left out: {short(unknown)}")
-        return whole.relabelled(number_of[whole.label])
+        return whole.relabelled(self.kind.renumbered(whole.label, number_of, self.num_classes))
 
     @property
     def known(self) -> np.ndarray:
-        """Numbers of the images of classes that the model knows, (M,) int64."""
-        return np.flatnonzero(self.source.label >= 0)
+        """Numbers of the images of which the model knows all classes, (M,) int64."""
+        return np.flatnonzero((self.source.label >= 0).reshape(len(self.source), -1).all(1))
 
     def is_data_of(self, fingerprint: Mapping[str, Any]) -> bool:
         """Whether these are the images that a run was trained on, by the fingerprint of its data."""

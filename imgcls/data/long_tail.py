@@ -59,7 +59,12 @@ def long_tailed(label: np.ndarray, imbalance: float, seed: int) -> np.ndarray:
             least one and at most those that it has.
         imbalance: At least 1.
         seed: Of the choice.
+
+    Raises:
+        UserError: Images have several labels.
     """
+    if label.ndim > 1:
+        raise UserError("data: LongTail is for images of one class each, and these have several labels")
     classes, count = np.unique(label, return_counts=True)
     wanted = count.max() * imbalance ** -np.linspace(0, 1, len(classes))
     kept = np.minimum(np.maximum(np.round(wanted), 1), count).astype(int)

@@ -123,7 +123,9 @@ class DeviceBatches(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Full batches in an order that depends on (seed, epoch) alone, shared among the processes."""
         source, index = self.parts["train"]
-        probability = balanced(source.label[index]) if self.sampling == "balanced" else None
+        probability = (
+            balanced(self.kind.pairs(source.label[index]), len(index)) if self.sampling == "balanced" else None
+        )
         sizes = len(index), self.batch_size, self.seed, *self._rank()
         draws = self.resize_crop("train").random
         batches = TrainBatches(*sizes, probability, self.repeats, source.blocks(index), draws)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from imgcls.data.batches import BatchDataset, loader
+from imgcls.data.batches import BatchDataset, label_tensor, loader
 from imgcls.data.sampling import EvalBatches
 from imgcls.errors import UserError
 from imgcls.images.boxes import Box, BoxOf, scaled, whole
@@ -46,8 +46,8 @@ class ResidentBatches(BatchDataset):
             dataset = kind(self.source, self.index, loaded, device=self.device)
         self.sizes: list[tuple[int, int]] = []  # width and height of whole images
         device = dataset.device or torch.device("cpu")
-        number, label = torch.from_numpy(self.index), torch.from_numpy(self.source.label)
-        self.held = {"label": label[number].to(device), "index": number.to(device)}
+        number, label = torch.from_numpy(self.index), label_tensor(self.source.label[self.index])
+        self.held = {"label": label.to(device), "index": number.to(device)}
         start = 0
         for batch in loader(dataset, EvalBatches(len(number), CHUNK), num_workers):
             image = batch["image"]

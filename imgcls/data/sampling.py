@@ -8,11 +8,27 @@ from torch.utils.data import SequentialSampler
 
 from imgcls.errors import UserError
 from imgcls.images.sources import Blocks
+from imgcls.tasks import Pairs
 
 
-def balanced(label: np.ndarray) -> np.ndarray:
-    """Probability of each image with which all classes are sampled alike, for labels (N,)."""
-    probability = 1.0 / np.bincount(label)[label]
+def with_unlabelled(pairs: Pairs, count: int) -> Pairs:
+    """Image and class of each label; of N images those without one are a class more, which comes last."""
+    image, of = pairs
+    none = np.setdiff1d(np.arange(count), image)
+    return np.append(image, none), np.append(of, np.full(len(none), of.max(initial=-1) + 1))
+
+
+def balanced(pairs: Pairs, count: int) -> np.ndarray:
+    """Probability (N,) of each image with which all classes are sampled alike: each label adds 1 / n of its class.
+
+    Where images have several labels, the classes that go with others come more often.
+
+    Args:
+        pairs: Image and class of each label, (P,) int64 each. Images without one are a class of their own.
+        count: Number of images N.
+    """
+    image, of = with_unlabelled(pairs, count)
+    probability = np.bincount(image, 1.0 / np.bincount(of)[of])
     return probability / probability.sum()
 
 

@@ -1,4 +1,4 @@
-"""Which images train, validate and test: stratified by class, groups whole, by a seed of their own."""
+"""Which images train, validate and test: stratified by their labels, groups whole, by a seed of their own."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from imgcls.data.options import check
+from imgcls.data.sampling import with_unlabelled
 from imgcls.errors import UserError
+from imgcls.tasks import Pairs, Task
 
 FoldPart = Literal["val", "test"]
 
@@ -86,7 +88,12 @@ class SplitOptions:
         return self.fold_part == "test"
 
     def split(
-        self, label: np.ndarray, group: np.ndarray | None = None, carve_val: bool = True, carve_test: bool = True
+        self,
+        pairs: Pairs,
+        count: int,
+        group: np.ndarray | None = None,
+        carve_val: bool = True,
+        carve_test: bool = True,
     ) -> Split:
         """Carve stratified parts from N images: test first, then validation, then a part of the rest.
 
@@ -94,9 +101,11 @@ class SplitOptions:
         all N from the folds behind it, in a circle, and `test_fraction` is not used.
 
         Args:
-            label: Class of each image, (N,) int64.
+            pairs: Image and class of each label, (P,) int64 each. Images without one are a class of their own.
+            count: Number of images N.
             group: Images of one group are never in two parts, (N,) int64; -1: an image of its own. Parts are then as
-                large, and their classes in such shares, as groups allow, see `apportion`.
+                large, and their classes in such shares, as groups allow, and likewise where images have several
+                labels, see `apportion`.
             carve_val: Whether there is to be a validation part; a fold is one in any case.
             carve_test: Whether there is to be a test part, likewise.
 
@@ -105,18 +114,25 @@ class SplitOptions:
         """
         if not (carve_val and carve_test):
             val_fraction, test_fraction = self.val_fraction * carve_val, self.test_fraction * carve_test
-            return replace(self, val_fraction=val_fraction, test_fraction=test_fraction).split(label, group)
-        count = len(label)
+            return replace(self, val_fraction=val_fraction, test_fraction=test_fraction).split(pairs, count, group)
         if not (self.folds or self.val_fraction or self.test_fraction) and self.train_fraction == 1:
             return Split(np.arange(count), *(np.empty(0, np.int64) for _ in range(2)))
+        image, of = pairs = with_unlabelled(pairs, count)
         unit = None if group is None else _units(group)
-        order = stratified_order(label, self.split_seed) if unit is None else _whole(label, unit, self.split_seed)
+        stratum = _rarest(pairs, count)
+        order = stratified_order(stratum, self.split_seed) if unit is None else _whole(stratum, unit, self.split_seed)
+        one_each = unit is None and len(image) == count
 
         def cut(images: np.ndarray, *ends: float) -> list[np.ndarray]:
             """Pieces of some images, as they are ordered; the first `ends[0]`, from there to `ends[1]`, and so on."""
-            if unit is None or not len(images):
+            if one_each or not len(images):
                 return np.split(images, [round(end) for end in ends])[: len(ends)]
-            piece = apportion(label[images], unit[images], np.diff(ends, prepend=0), self.split_seed)
+            place = np.full(count, -1)
+            place[images] = np.arange(len(images))
+            theirs = place[image] >= 0
+            together = images if unit is None else unit[images]
+            wanted = np.diff(ends, prepend=0)
+            piece = apportion((place[image[theirs]], of[theirs]), together, wanted, self.split_seed)
             return [images[piece == k] for k in range(len(ends))]
 
         test, val, rest = order[:0], order[:0], order
@@ -161,6 +177,15 @@ def _units(group: np.ndarray) -> np.ndarray | None:
     return None if len(np.unique(unit)) == len(unit) else unit
 
 
+def _rarest(pairs: Pairs, count: int) -> np.ndarray:
+    """Of the classes of each of N images, of which it has one at least, that of the fewest images, (N,) int64."""
+    image, of = pairs
+    common_first = np.argsort(-np.bincount(of)[of], kind="stable")
+    rarest = np.empty(count, np.int64)
+    rarest[image[common_first]] = of[common_first]  # the last that is written stays
+    return rarest
+
+
 def _whole(label: np.ndarray, unit: np.ndarray, seed: int) -> np.ndarray:
     """A stratified order (N,) of images in which those of one unit (N,) follow each other, by their commonest class."""
     pair, count = np.unique(unit * (label.max() + 1) + label, return_counts=True)
@@ -171,7 +196,7 @@ def _whole(label: np.ndarray, unit: np.ndarray, seed: int) -> np.ndarray:
     return np.argsort(rank[unit], kind="stable")
 
 
-def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+def apportion(pairs: Pairs, unit: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
     """Pieces in which units are whole, and classes in proportion as far as units allow.
 
     Large units first, as in Graham's rule (Bounds on multiprocessing timing anomalies, SIAM J. Appl. Math. 1969): each
@@ -179,12 +204,22 @@ def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int
     piece is to hold, grows least. Units of about the same size, within a factor of two, come in random order; the last
     go to pieces that have none. Of single images, as there may be millions, most fill what each class lacks at once.
 
+    Images with several labels come before those with one, those with most of them first. Where there are any, errors
+    are also relative to the images of the class, so that the rarest count most, with which iterative stratification
+    begins (Sechidis, Tsoumakas and Vlahavas, On the stratification of multi-label data, ECML PKDD 2011).
+
+    Five folds of 300, 3,000 and 20,000 images with 20 labels, of the four kinds of `tests/test_multi_label_data.py`,
+    mean of seeds 0 to 4 (20,000: seed 0): a label's images in a fold are wrong by 0.8 of an image at most, the least
+    that whole numbers allow (once 0.9), and the fold's size by 1. The package iterative-stratification 0.1.9, which
+    follows the paper: by 0.8 to 17, the most where labels are equally frequent, and sizes by up to 32. Both take 0.1 to
+    0.5 s for 20,000 images, on one core.
+
     Five folds of seven kinds of synthetic data, mean of 20 seeds: beside cuts of a stratified order at the nearest end
     of a group, the largest error of a fold's size is 0.04 to 1 times as large (median 0.31), of a class's share in it
     0.02 to 0.99 times (median 0.48).
 
     Args:
-        label: Class of each image, (N,) int64.
+        pairs: Image and class of each label, (P,) int64 each; each of N images has one at least.
         unit: What stays together, (N,) int64.
         wanted: Images that each piece is to hold, (P,).
         seed: Of the order.
@@ -192,29 +227,35 @@ def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int
     Returns:
         Number of each image's piece, (N,) int64.
     """
-    unit = np.unique(unit, return_inverse=True)[1]
-    num_classes, size, real = label.max() + 1, np.bincount(unit), np.flatnonzero(wanted > 0)
-    share = wanted[real] / len(label)
+    (image, of), unit = pairs, np.unique(unit, return_inverse=True)[1]
+    num_classes, size, real = of.max() + 1, np.bincount(unit), np.flatnonzero(wanted > 0)
+    share = wanted[real] / len(unit)
     # of each unit its classes and, as one class more, all its images, with their numbers
-    key = np.concatenate([unit * (num_classes + 1) + column for column in (label, num_classes)])
+    key = np.concatenate([unit[image] * (num_classes + 1) + of, unit * (num_classes + 1) + num_classes])
     key, number = np.unique(key, return_counts=True)
-    of, column = np.divmod(key, num_classes + 1)
-    start = np.searchsorted(of, np.arange(len(size) + 1))
-    excess = -np.outer(share, np.append(np.bincount(label), len(label)))  # images beyond what is wanted
+    in_unit, column = np.divmod(key, num_classes + 1)
+    start = np.searchsorted(in_unit, np.arange(len(size) + 1))
+    labels = np.diff(start) - 1
+    total = np.append(np.bincount(of), len(unit))
+    weight = 1 / np.maximum(total, 1) if len(of) > len(unit) else np.ones(len(total))
+    excess = -np.outer(share, total)  # images beyond what is wanted
     piece, empty = np.full(len(size), -1), set(range(len(real)))
 
     def place(units: np.ndarray, waiting: int) -> None:
         for left, k in zip(range(waiting, 0, -1), units.tolist(), strict=False):
             columns, more = column[start[k] : start[k + 1]], number[start[k] : start[k + 1]]
-            cost = (2 * excess[:, columns] @ more + more @ more) / share
+            weighted = weight[columns] * more
+            cost = (2 * excess[:, columns] @ weighted + more @ weighted) / share
             best = min(empty, key=cost.__getitem__) if len(empty) >= left else int(cost.argmin())
             empty.discard(best)
             piece[k] = real[best]
             excess[best, columns] += more
 
     order = np.random.default_rng(seed).permutation(len(size))
-    several, single = order[size[order] > 1], order[size[order] == 1]
-    place(several[np.argsort(-np.floor(np.log2(size[several])), kind="stable")], len(size))
+    alone = (size[order] == 1) & (labels[order] == 1)
+    several, single = order[~alone], order[alone]
+    large_first = np.lexsort((-labels[several] * (size[several] == 1), -np.floor(np.log2(size[several]))))
+    place(several[large_first], len(size))
     class_of = column[start[single]]
     for value in np.unique(class_of):
         members, lack = single[class_of == value], np.maximum(-excess[:, value], 0)
@@ -227,14 +268,14 @@ def apportion(label: np.ndarray, unit: np.ndarray, wanted: np.ndarray, seed: int
     return piece[unit]
 
 
-def mislabel(label: np.ndarray, index: np.ndarray, share: float, num_classes: int, seed: int) -> np.ndarray:
-    """Labels (N,) of which a share of those at `index` is replaced by another class, sampled evenly from all others.
+def mislabel(label: np.ndarray, index: np.ndarray, share: float, num_classes: int, seed: int, kind: Task) -> np.ndarray:
+    """Labels of N images of which a share of those at `index` is replaced by another, see `Task.another`.
 
     Images that are wrong at a smaller share are wrong in the same way at a larger one.
     """
     rng = np.random.default_rng((seed, 1))
-    shift = rng.integers(1, num_classes, len(label))
+    other = kind.another(label, num_classes, rng)
     wrong = rng.permutation(np.sort(index))[: round(share * len(index))]
     noisy = label.copy()
-    noisy[wrong] = (label[wrong] + shift[wrong]) % num_classes
+    noisy[wrong] = other[wrong]
     return noisy

@@ -59,7 +59,7 @@ class Source(ABC):
     """The images of one part of a data set, with their labels and names.
 
     Args:
-        label: Class of each image, (N,) int64; -1 where it is not known.
+        label: Class of each image, (N,) int64, or whether it is of each class, (N, K) int8; -1 where it is not known.
         names: Name of each image, as the prediction table shows it: a path, or a part and a number.
 
     Attributes:
@@ -78,7 +78,8 @@ class Source(ABC):
     group: np.ndarray | None = None
 
     def __init__(self, label: np.ndarray, names: Sequence[str]) -> None:
-        self.label = np.asarray(label, dtype=np.int64)
+        label = np.asarray(label)
+        self.label = label if label.ndim == 2 else label.astype(np.int64, copy=False)
         self.names = names
 
     def __len__(self) -> int:
@@ -123,7 +124,7 @@ class Source(ABC):
         return False
 
     def relabelled(self, label: np.ndarray) -> "Source":
-        """The same images with other labels (N,)."""
+        """The same images with other labels."""
         other = copy.copy(self)
         other.label = label
         return other

@@ -5,11 +5,11 @@ from importlib import import_module
 from inspect import isabstract
 
 from imgcls.errors import UserError
-from imgcls.tasks.base import Task
+from imgcls.tasks.base import Pairs, Task
 
 SINGLE_LABEL = "single_label"
 
-__all__ = ["SINGLE_LABEL", "Task", "find"]
+__all__ = ["SINGLE_LABEL", "Pairs", "Task", "find"]
 
 
 @cache
