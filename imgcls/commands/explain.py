@@ -13,7 +13,8 @@ from imgcls.classifier import Classifier
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION, FilesData
-from imgcls.data.splits import stratified_order
+from imgcls.data.sampling import with_unlabelled
+from imgcls.data.splits import rarest, stratified_order
 from imgcls.errors import UserError
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
@@ -115,7 +116,8 @@ def _telling(data: ImageDataModule, run: RunFolder, count: int) -> tuple[Source,
 def _own_images(data: ImageDataModule) -> tuple[Source, np.ndarray]:
     """The validation part, without one the training part; in an order in which the first are of all classes."""
     source, index = data.parts["val" if len(data.parts["val"][1]) else "train"]
-    return source, index[stratified_order(source.label[index], seed=0)]
+    classes = rarest(with_unlabelled(data.kind.pairs(source.label[index]), len(index)), len(index))
+    return source, index[stratified_order(classes, seed=0)]
 
 
 def class_maps(

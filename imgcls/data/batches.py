@@ -123,10 +123,6 @@ def loader(dataset: BatchDataset, batches: Sampler, num_workers: int | None, eve
     )
 
 
-def label_tensor(label: np.ndarray) -> Tensor:
-    return torch.from_numpy(label)
-
-
 class Loader(DataLoader):
     """Batches on the data set's device, fetched from when the first is asked for.
 

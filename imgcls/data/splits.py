@@ -119,7 +119,7 @@ class SplitOptions:
             return Split(np.arange(count), *(np.empty(0, np.int64) for _ in range(2)))
         image, of = pairs = with_unlabelled(pairs, count)
         unit = None if group is None else _units(group)
-        stratum = _rarest(pairs, count)
+        stratum = rarest(pairs, count)
         order = stratified_order(stratum, self.split_seed) if unit is None else _whole(stratum, unit, self.split_seed)
         one_each = unit is None and len(image) == count
 
@@ -177,7 +177,7 @@ def _units(group: np.ndarray) -> np.ndarray | None:
     return None if len(np.unique(unit)) == len(unit) else unit
 
 
-def _rarest(pairs: Pairs, count: int) -> np.ndarray:
+def rarest(pairs: Pairs, count: int) -> np.ndarray:
     """Of the classes of each of N images, of which it has one at least, that of the fewest images, (N,) int64."""
     image, of = pairs
     common_first = np.argsort(-np.bincount(of)[of], kind="stable")

@@ -13,6 +13,7 @@ from imgcls.errors import UserError
 from imgcls.system.files import csv_text, read_json, write_json
 from imgcls.tasks import SINGLE_LABEL, Task, find
 
+SINGLE = find(SINGLE_LABEL)
 SKIPPED = ("path", "reason")
 
 
@@ -38,7 +39,7 @@ class PredictionFile:
         class_names: Sequence[str],
         names: Sequence[str],
         identity: Mapping[str, str],
-        task: Task = find(SINGLE_LABEL),
+        task: Task = SINGLE,
     ) -> None:
         self.path, self.task, self.class_names, self.names = path, task, class_names, names
         self.skipped = path.with_name(f"{path.stem}.skipped.csv")

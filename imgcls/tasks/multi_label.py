@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from imgcls.losses import Loss
+    from imgcls.losses import Labels, Loss
 
 JOINED_BY = "|"
 
@@ -21,6 +21,7 @@ JOINED_BY = "|"
 class MultiLabel(Task):
     """Each image is of any number of classes, or of none: one sigmoid each, compared with a threshold each."""
 
+    labels: Labels = "several labels"
     metric, metric_name, score_of_class = "map", "mAP", "ap"
     fewest_classes = 1
     link, probabilities_are, options = "sigmoid", "from 0 to 1", f" --data.label_separator='{JOINED_BY}'"
@@ -104,6 +105,9 @@ class MultiLabel(Task):
         from imgcls.losses import BinaryCrossEntropy
 
         return BinaryCrossEntropy()
+
+    def chance(self, num_classes: int) -> float:  # noqa: D102
+        return 0.5
 
     def scores(self, num_classes: int, stage: str) -> nn.Module:  # noqa: D102
         from imgcls.evaluate.multilabel_scores import MultilabelScores

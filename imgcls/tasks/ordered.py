@@ -13,6 +13,8 @@ from imgcls.tasks.single_label import SingleLabel
 if TYPE_CHECKING:
     from torch import nn
 
+    from imgcls.losses import Labels
+
 AT_START, ANYWHERE = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d+(?:\.\d+)?")
 SHOWN = 10
 
@@ -20,6 +22,7 @@ SHOWN = 10
 class Ordered(SingleLabel):
     """Each image is of one class, and classes have an order, such as grades."""
 
+    labels: Labels = "ordered classes"
     resampled = "mae", "qwk", "within_one"
     meaning: Mapping[str, str] = {
         "loss": "",

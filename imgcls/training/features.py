@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.data.batches import label_tensor
 from imgcls.data.options import seed_step
 from imgcls.errors import UserError
 from imgcls.finetune.base import Features
@@ -48,7 +49,7 @@ def train_on_features(trainer: Trainer, model: Any, views: int, folder: str | No
         source, index = data.parts[part]
         if len(index):
             feature = cached_features(trainer, model, part, views if part == "train" else 0, where)
-            label = torch.from_numpy(source.label[index]).to(model.task.example(1, data.num_classes).dtype)
+            label = label_tensor(source.label[index])
             found[part] = Features(feature.to(model.device), label.to(model.device))
             data.use_features(part, feature)
     if not model.channels_last:
