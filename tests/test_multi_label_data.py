@@ -1,5 +1,7 @@
 """Images with several labels each, or none: read, divided, sampled, packed and loaded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from jsonargparse import ArgumentParser
 from imgcls.data.clean_table import write_clean_table
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
+from imgcls.data.huggingface import HuggingFaceData
 from imgcls.data.labelled import LabelledSet
 from imgcls.data.long_tail import LongTail
 from imgcls.data.sampling import balanced, with_unlabelled
@@ -300,6 +303,56 @@ def test_a_clean_table_is_read_again(table, tmp_path):
         other, of = again.parts[part]
         met = dict(zip(other.names, other.label.tolist(), strict=True))
         assert len(of) == len(index) and all(met[source.names[k]] == source.label[k].tolist() for k in index)
+
+
+# ---- data sets of Hugging Face ----
+
+
+def lists(values, kind, count: int = 30):
+    """`count` rows whose lists of labels are such values, in turn."""
+    datasets = pytest.importorskip("datasets")
+    write_image(Path("one.png"), 0, (12, 12))
+    rows = {"image": ["one.png"] * count, "labels": [values[k % len(values)] for k in range(count)]}
+    features = datasets.Features({"image": datasets.Value("string"), "labels": kind(datasets)})
+    made = datasets.Dataset.from_dict(rows, features=features)
+    return made.cast_column("image", datasets.Image()).map(lambda row: row)  # which puts bytes into the rows
+
+
+HELD = {
+    "classes": (lambda d: d.List(d.ClassLabel(names=["eel", "cat", "dog"])), [[1, 2], [], [0], [2, 2]]),
+    "texts": (lambda d: d.List(d.Value("string")), [["cat", "dog"], [], ["eel"], ["dog", "dog"]]),
+    "integers": (lambda d: d.List(d.Value("int64")), [[3, 10], [], [2], [10, 10]]),
+}
+NAMES = {"classes": ["eel", "cat", "dog"], "texts": ["cat", "dog", "eel"], "integers": ["2", "3", "10"]}
+ROWS_OF = {"texts": [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]]}
+ROWS_OF |= {kind: [[0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]] for kind in ("classes", "integers")}
+
+
+def saved(**splits) -> str:
+    pytest.importorskip("datasets").DatasetDict(splits).save_to_disk("saved")
+    return "saved"
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_lists_of_labels_are_several(kind):
+    feature, values = HELD[kind]
+    hidden = lists([None], feature, 6)
+    data = ready(HuggingFaceData(name=saved(train=lists(values, feature), test=hidden), num_workers=0), "test")
+    assert (data.task, data.class_names) == ("multi_label", NAMES[kind]) and not data.has_official("test")
+    source, _ = data.parts["train"]
+    assert source.label.dtype == np.int8 and source.label.tolist() == (ROWS_OF[kind] * 8)[:30]
+    assert data.parts["test"][0] is source
+    name = saved(train=lists([*values, None], feature))
+    with pytest.raises(UserError, match=r"train/4 .has no label.*on_error=skip"):
+        HuggingFaceData(name=name).open("train")
+    data = HuggingFaceData(name=name, on_error="skip")
+    assert len(data.open("train")) == 24 and len(data.skipped) == 6
+
+
+def test_lists_of_zeros_and_ones_are_not_taken_for_numbers_of_classes():
+    made = lists([[0, 1, 0, 1], [0, 0, 0, 0]], lambda d: d.List(d.Value("int64")))
+    with pytest.raises(UserError, match="lists of 0 and 1 seem to say of each class whether it is there"):
+        HuggingFaceData(name=saved(train=made))
 
 
 # ---- sampling ----

@@ -78,7 +78,7 @@ class LabelledSet(ImageDataModule):
     @property
     def known(self) -> np.ndarray:
         """Numbers of the images of which the model knows all classes, (M,) int64."""
-        return np.flatnonzero((self.source.label >= 0).reshape(len(self.source), -1).all(1))
+        return np.flatnonzero(self.kind.known(self.source.label))
 
     def is_data_of(self, fingerprint: Mapping[str, Any]) -> bool:
         """Whether these are the images that a run was trained on, by the fingerprint of its data."""
