@@ -1,12 +1,26 @@
 """Images with several labels each, or none: read, divided, sampled, packed and loaded."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+from jsonargparse import ArgumentParser
 
+from imgcls.data.clean_table import write_clean_table
+from imgcls.data.files import FilesData
+from imgcls.data.folder import FolderData
+from imgcls.data.huggingface import HuggingFaceData
+from imgcls.data.labelled import LabelledSet
+from imgcls.data.long_tail import LongTail
 from imgcls.data.sampling import balanced, with_unlabelled
 from imgcls.data.splits import SplitOptions, apportion, mislabel
+from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.tasks import find
+
+from .conftest import write_image
+from .test_data import ready, write_table
 
 KIND = find("multi_label")
 
@@ -22,7 +36,7 @@ def test_labels_in_words_and_numbers():
     assert KIND.text(ROWS, ["a", "b", "c"]) == ["a|c", "", "", "b"]
     assert [of.tolist() for of in KIND.pairs(ROWS)] == [[0, 0, 3], [0, 2, 1]]
     assert KIND.unknown(2, 3).tolist() == [[-1] * 3] * 2
-    with pytest.raises(UserError, match="class 'a|b' holds |, which joins the labels"):
+    with pytest.raises(UserError, match=r"class 'a\|b' holds \|, which joins the labels"):
         KIND.class_order(["a", "a|b"])
 
 
@@ -124,6 +138,221 @@ def test_smaller_shares_of_training_images_lie_in_larger_ones():
         share = label[found.train].mean(0) / label.mean(0)
         assert np.abs(share[:10] - 1).max() < 0.35  # the commoner half
         before = set(found.train)
+
+
+# ---- tables ----
+
+CELLS = ["cat|dog", " dog | cat|dog", "", "eel", "cat", "eel|dog"] * 10
+WANTED = [(1, 1, 0), (1, 1, 0), (0, 0, 0), (0, 0, 1), (1, 0, 0), (0, 1, 1)] * 10
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Write a table of sixty images, with the cells of columns."""
+    for k in range(60):
+        write_image(tmp_path / f"{k}.png", k % 4, (20, 16), seed=k)
+
+    def write(**columns) -> str:
+        rows = [{"path": f"{k}.png", **{name: cells[k] for name, cells in columns.items()}} for k in range(60)]
+        return str(write_table(tmp_path / "t.csv", rows))
+
+    return write
+
+
+def flags(k: int, *words: str) -> list[str]:
+    """A column of a class in such words for no and yes."""
+    return [words[of[k]] for of in WANTED]
+
+
+def ways(table) -> dict:
+    """Options of tables that say the same."""
+    columns = {"cat": flags(0, "0", "1"), "dog": flags(1, "False", "TRUE"), "eel": flags(2, "", "1.0")}
+    return {
+        "cells": lambda: {"table": table(label=CELLS), "label_separator": "|"},
+        "columns": lambda: {"table": table(**columns), "label_columns": ["cat", "dog", "eel"]},
+    }
+
+
+@pytest.mark.parametrize("way", ["cells", "columns"])
+def test_a_table_says_several_labels_in_cells_or_columns(table, way):
+    data = ready(TableData(num_workers=0, image_size=8, **ways(table)[way]()), "test")
+    assert (data.task, data.class_names) == ("multi_label", ["cat", "dog", "eel"])
+    source, index = data.parts["train"]
+    assert source.label.dtype == np.int8 and source.label.tolist() == [list(of) for of in WANTED]
+    assert data.class_counts().tolist() == source.label[index].sum(0).tolist()
+    assert [len(of) for _, of in data.parts.values()] == [48, 6, 6]
+    for part in ("val", "test"):  # one of the ten images of each kind
+        assert sorted(map(tuple, source.label[data.parts[part][1]].tolist())) == sorted(WANTED[:6])
+    for batches in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(batches))
+        assert batch["label"].dtype == torch.float32
+        assert batch["label"].tolist() == source.label[batch["index"].numpy()].tolist()
+
+
+def test_rows_that_say_nothing_of_a_class_are_named_or_left_out(table):
+    dog = flags(1, "0", "1")[:57] + ["2", "-1", "1"]
+    options = {"table": table(cat=flags(0, "0", "1"), dog=dog), "label_columns": ["cat", "dog"], "num_workers": 0}
+    with pytest.raises(UserError, match=r"t.csv:59: column 'dog' holds '2', which is none of 0, 1, true, .*t.csv:60: "):
+        TableData(**options)
+    data = TableData(**options, on_error="skip")
+    assert [of.reason.split(",")[0] for of in data.skipped] == ["column 'dog' holds '2'", "column 'dog' holds '-1'"]
+    assert len(data.open("train")) == 58
+    for columns in ([], ["cat", "cat"]):
+        with pytest.raises(UserError, match="--data.label_columns: .* is not a list of different columns"):
+            TableData(table=options["table"], label_columns=columns)
+    with pytest.raises(UserError, match="has no column 'dogs' .did you mean 'dog'.*--data.label_columns names"):
+        TableData(table=options["table"], label_columns=["cat", "dogs"])
+
+
+@pytest.mark.parametrize(
+    "labels, asked",
+    [
+        (
+            ["cat"] * 58 + ["dog|cat", "dog|eel"],
+            r"t.csv:60: label 'dog\|cat' holds \| \(rows like it: 2\); .*separator='\|'",
+        ),
+        (["cat", "dog;"] * 30, r"t.csv:3: label 'dog;' holds ; \(rows like it: 30\)"),
+        (["shirt, long", "coat"] * 30, r"t.csv:2: label 'shirt, long' holds , \(.*--data.label_separator=none takes"),
+        (["cat/dog", "dog", "T-shirt/top"] * 20, r"t.csv:2: label 'cat/dog' holds / \(rows like it: 20\)"),
+        (["cat+dog", "cat + eel"] * 30, r"t.csv:2: label 'cat\+dog' holds \+ \(rows like it: 60\)"),
+        (["T-shirt/top", "C++", "R&B", "eel"] * 15, None),
+    ],
+)
+def test_labels_that_may_be_several_are_asked_about(table, labels, asked):
+    name = table(label=labels)
+    if asked is None:
+        assert TableData(table=name).class_names == sorted(set(labels))
+        return
+    with pytest.raises(UserError, match=asked):
+        TableData(table=name)
+    one = TableData(table=name, label_separator="none")
+    assert (one.task, one.class_names) == ("single_label", sorted(set(labels)))
+
+
+@pytest.mark.parametrize("separator", [*"|;,/+&", " and "])
+def test_any_separator_is_understood_on_the_command_line(table, separator):
+    name = table(label=[f"a{separator}b", "b"] * 30)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TableData, "data")
+    words = ["--data=TableData", f"--data.table={name}", f"--data.label_separator={separator}"]
+    data = parser.instantiate(parser.parse_args(words)).data
+    assert data.class_names == ["a", "b"] and data.open("train").label[:2].tolist() == [[1, 1], [0, 1]]
+
+
+def test_an_image_in_two_rows_is_told_to_go_into_one(table, tmp_path):
+    rows = [{"path": f"{k % 50}.png", "label": "ab"[k // 50]} for k in range(60)]
+    table(label=CELLS)
+    write_table(tmp_path / "t.csv", rows)
+    with pytest.raises(
+        UserError, match=r"0.png is there twice, .*several labels of an image go into one row, see --data"
+    ):
+        TableData(table=str(tmp_path / "t.csv"))
+    rows = [{"path": f"{k % 50}.png", "label": ("a|b", "b| a|b")[k // 50]} for k in range(60)]
+    write_table(tmp_path / "t.csv", rows)
+    data = TableData(table=str(tmp_path / "t.csv"), label_separator="|", on_error="skip")
+    assert len(data.open("train")) == 50 and {of.reason.split(".png ")[1] for of in data.skipped} == {"is there twice"}
+
+
+def test_labels_that_no_training_row_has(table):
+    splits = ["train"] * 40 + ["test"] * 20
+    name = table(label=CELLS[:59] + ["eel|dgo"], split=splits)
+    with pytest.raises(UserError, match=r"t.csv:61: label 'dgo' is not one of 3 classes .did you mean 'dog'"):
+        TableData(table=name, label_separator="|")
+    data = TableData(table=name, label_separator="|", on_error="skip")
+    assert len(data.open("test")) == 19 and data.class_names == ["cat", "dog", "eel"]
+
+
+def test_a_task_of_one_label_refuses_images_with_several(table):
+    options = {"table": table(label=CELLS), "label_separator": "|"}
+    with pytest.raises(UserError, match="images of these data have several labels, and this kind of labels one each"):
+        ready(TableData(**options, task="single_label", num_workers=0))
+    for ordered in (True, ["eel", "cat", "dog"]):
+        with pytest.raises(UserError, match="--data.ordered: is for --data.task=ordered, not for multi_label"):
+            TableData(**options, ordered=ordered)
+    with pytest.raises(UserError, match="LongTail is for images of one class each"):
+        ready(LongTail(TableData(**options), num_workers=0))
+
+
+def test_other_images_are_labelled_by_the_classes_of_the_run(table, photos):
+    data = TableData(table=table(label=CELLS), label_separator="|", num_workers=0)
+    options = {"class_names": ["eel", "dog"], "task": "multi_label", "num_workers": 0}
+    with pytest.raises(UserError, match="cat .1. is no class of the run"):
+        LabelledSet(data, **options).source  # noqa: B018
+    found = LabelledSet(data, unknown_classes="leave_out", **options)
+    assert found.source.label.tolist()[:6] == [[-1, -1], [-1, -1], [0, 0], [1, 0], [-1, -1], [1, 1]]
+    assert found.known.tolist() == [k for k in range(60) if not WANTED[k][0]]
+    with pytest.raises(UserError, match="of the kind single_label, those of the run multi_label"):
+        LabelledSet(FolderData(root=str(photos)), **options).source  # noqa: B018
+    with pytest.raises(UserError, match="of the kind multi_label, those of the run single_label"):
+        LabelledSet(data, class_names=["eel", "dog"]).source  # noqa: B018
+
+
+def test_images_without_labels_of_a_run_with_several(photos):
+    data = FilesData(["a", "b"], task="multi_label", root=str(photos), num_workers=0, image_size=8)
+    data.setup("predict")
+    assert next(iter(data.predict_dataloader()))["label"].unique().tolist() == [-1]
+
+
+def test_a_clean_table_is_read_again(table, tmp_path):
+    data = ready(TableData(num_workers=0, image_size=8, **ways(table)["columns"]()), "test")
+    kept = [(part, source, index, np.full(len(index), -1)) for part, (source, index) in data.parts.items()]
+    written = write_clean_table(tmp_path, kept, data.class_names, data.task)
+    assert written["classes"]["train"] == {"cat": 24, "dog": 24, "eel": 16}
+    again = ready(TableData(table=written["file"], root=written["root"], label_separator="|", num_workers=0), "test")
+    for part, (source, index) in data.parts.items():
+        other, of = again.parts[part]
+        met = dict(zip(other.names, other.label.tolist(), strict=True))
+        assert len(of) == len(index) and all(met[source.names[k]] == source.label[k].tolist() for k in index)
+
+
+# ---- data sets of Hugging Face ----
+
+
+def lists(values, kind, count: int = 30):
+    """`count` rows whose lists of labels are such values, in turn."""
+    datasets = pytest.importorskip("datasets")
+    write_image(Path("one.png"), 0, (12, 12))
+    rows = {"image": ["one.png"] * count, "labels": [values[k % len(values)] for k in range(count)]}
+    features = datasets.Features({"image": datasets.Value("string"), "labels": kind(datasets)})
+    made = datasets.Dataset.from_dict(rows, features=features)
+    return made.cast_column("image", datasets.Image()).map(lambda row: row)  # which puts bytes into the rows
+
+
+HELD = {
+    "classes": (lambda d: d.List(d.ClassLabel(names=["eel", "cat", "dog"])), [[1, 2], [], [0], [2, 2]]),
+    "texts": (lambda d: d.List(d.Value("string")), [["cat", "dog"], [], ["eel"], ["dog", "dog"]]),
+    "integers": (lambda d: d.List(d.Value("int64")), [[3, 10], [], [2], [10, 10]]),
+}
+NAMES = {"classes": ["eel", "cat", "dog"], "texts": ["cat", "dog", "eel"], "integers": ["2", "3", "10"]}
+ROWS_OF = {"texts": [[1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0]]}
+ROWS_OF |= {kind: [[0, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]] for kind in ("classes", "integers")}
+
+
+def saved(**splits) -> str:
+    pytest.importorskip("datasets").DatasetDict(splits).save_to_disk("saved")
+    return "saved"
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_lists_of_labels_are_several(kind):
+    feature, values = HELD[kind]
+    hidden = lists([None], feature, 6)
+    data = ready(HuggingFaceData(name=saved(train=lists(values, feature), test=hidden), num_workers=0), "test")
+    assert (data.task, data.class_names) == ("multi_label", NAMES[kind]) and not data.has_official("test")
+    source, _ = data.parts["train"]
+    assert source.label.dtype == np.int8 and source.label.tolist() == (ROWS_OF[kind] * 8)[:30]
+    assert data.parts["test"][0] is source
+    name = saved(train=lists([*values, None], feature))
+    with pytest.raises(UserError, match=r"train/4 .has no label.*on_error=skip"):
+        HuggingFaceData(name=name).open("train")
+    data = HuggingFaceData(name=name, on_error="skip")
+    assert len(data.open("train")) == 24 and len(data.skipped) == 6
+
+
+def test_lists_of_zeros_and_ones_are_not_taken_for_numbers_of_classes():
+    made = lists([[0, 1, 0, 1], [0, 0, 0, 0]], lambda d: d.List(d.Value("int64")))
+    with pytest.raises(UserError, match="lists of 0 and 1 seem to say of each class whether it is there"):
+        HuggingFaceData(name=saved(train=made))
 
 
 # ---- sampling ----

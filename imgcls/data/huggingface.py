@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.options import short
+from imgcls.data.options import named_task, short
 from imgcls.data.parts import NAMES, part_named, taken_in_words
 from imgcls.data.table import class_order
+from imgcls.data.table_labels import Names
 from imgcls.errors import UserError, near, one_line
 from imgcls.images.checking import Skipped, first_of
 from imgcls.images.decode import read_file
@@ -17,7 +18,8 @@ from imgcls.images.sources import EncodedSource, NumberedNames, Source
 
 log = logging.getLogger(__name__)
 LABELS = frozenset("label labels class classes class_name target targets category categories y".split())
-UNKNOWN = {"", "-1"}  # the hub's sign of a hidden label
+FLAGS = ({"0", "1"}, {"False", "True"})
+HIDDEN = "-1"  # as the hub writes a label that is not told
 
 
 class HuggingFaceData(ImageDataModule):
@@ -26,14 +28,15 @@ class HuggingFaceData(ImageDataModule):
     It is downloaded when it is made; that could not be tried here, folders were. Classes are those of the label
     column's ClassLabel, else the distinct labels of the training rows, as in a table. A split other than training
     whose labels are all hidden (-1, none, no column) is left out, and such a part carved from training. Images are
-    decoded as files are, and rows without a label that can be used follow `on_error`.
+    decoded as files are, and rows without a label that can be used follow `on_error`. Where the column holds lists,
+    images have several labels, or none.
 
     Args:
         name: Such as `uoft-cs/cifar10`, or a folder.
         config_name: Of a data set with several configurations.
         image_column: Default: the only column that holds images.
-        label_column: Default: the only ClassLabel, else the only column of texts or integers with such a name as
-            label, class, target or category.
+        label_column: Default: the only ClassLabel, or list of it, else the only column of texts or integers, or lists
+            of them, with such a name as label, class, target or category.
         splits: Split of each part, such as {train: full}. Default: by their names, see `part_named`.
         root: Where downloads and what is made of Parquet files are kept. Default: the hub's own cache.
     """
@@ -58,17 +61,27 @@ class HuggingFaceData(ImageDataModule):
         images = [column for column, feature in features.items() if _holds_images(feature)]
         self.image_column = self._column("image_column", image_column, images)
         labels = [column for column, feature in features.items() if hasattr(feature, "names")]
-        labels = labels or [c for c, feature in features.items() if c.lower() in LABELS and _is_plain(feature)]
+        labels = labels or [column for column, feature in features.items() if hasattr(_each(feature), "names")]
+        labels = labels or [c for c, feature in features.items() if c.lower() in LABELS and _is_plain(_each(feature))]
         self.label_column = self._column("label_column", label_column, labels)
         self._label: dict[Part, np.ndarray] = {}
         self._said = False
-        kind = features[self.label_column]
-        if hasattr(kind, "names"):
-            self.class_names = list(kind.names)
-        elif _is_plain(kind):
-            self.class_names = self.in_order(class_order(set(self._texts("train")) - {""}))
+        held = features[self.label_column]
+        each = _each(held)
+        if each is not held:
+            self.native_task = "multi_label"
+            self.task = named_task(kwargs.get("task"), self.ordered, self.native_task)
+        if hasattr(each, "names"):
+            self.class_names = list(each.names)
+        elif _is_plain(each):
+            self.class_names = self.in_order(class_order({name for of in self._names("train") for name in of or ()}))
+            if each is not held and {*self.class_names} in FLAGS:
+                raise UserError(
+                    f"--data.label_column {self.label_column}: lists of {' and '.join(self.class_names)} seem to say of "
+                    "each class whether it is there; give lists of those that are, or a table with --data.label_columns"
+                )
         else:
-            raise UserError(f"--data.label_column {self.label_column}: holds {kind}; texts, integers or classes can be")
+            raise UserError(f"--data.label_column {self.label_column}: holds {held}; texts, integers or classes can be")
         self._hidden = [self.splits[part] for part in self.splits if part != "train" and self._is_hidden(part)]
         self._others = [split for split in found if split not in self.splits.values()]
 
@@ -89,11 +102,11 @@ class HuggingFaceData(ImageDataModule):
 
     def open(self, part: Part) -> Source:  # noqa: D102
         label, split = self._labels(part), self.splits[part]
-        good = np.flatnonzero(label >= 0)
+        known, given = self.kind.known(label), self._names(part)
+        good = np.flatnonzero(known)
         names: Any = NumberedNames(split, len(label))
         if len(good) < len(label):
-            texts = self._texts(part)
-            bad = [Skipped(part, names[row], self._reason(texts[row])) for row in np.flatnonzero(label < 0).tolist()]
+            bad = [Skipped(part, names[row], self._reason(given[row])) for row in np.flatnonzero(~known).tolist()]
             if self.on_error == "raise":
                 raise UserError(f"{self.name}: {first_of(bad)}; leave such rows out with --data.on_error=skip")
             self.skipped += bad
@@ -152,31 +165,39 @@ class HuggingFaceData(ImageDataModule):
             raise UserError(f"--data.{option}: name it, as {several}; {has}")
         return given or candidates[0]
 
-    def _texts(self, part: Part) -> list[str]:
-        """The label of each row; by its name, as splits may number classes differently. Empty where there is none."""
+    def _names(self, part: Part) -> list[Names | None]:
+        """The labels of each row; by name, as splits may number classes differently. None where they are not known."""
         items = self._items[part]
         if self.label_column not in items.features:
-            return [""] * len(items)
-        names = getattr(items.features[self.label_column], "names", None)
-        values = items[self.label_column][:]
-        if names is None:
-            return ["" if value is None else str(value) for value in values]
-        return [names[value] if value is not None and 0 <= value < len(names) else "" for value in values]
+            return [None] * len(items)
+        held = items.features[self.label_column]
+        classes, one_each = getattr(_each(held), "names", None), _each(held) is held
+
+        def name_of(value: Any) -> str:
+            if classes is None or value is None:
+                return "" if value is None else str(value)
+            return classes[value] if 0 <= value < len(classes) else ""
+
+        rows = ([value] if one_each else value for value in items[self.label_column][:])
+        named = [None if row is None else tuple(dict.fromkeys(map(name_of, row))) for row in rows]
+        return [None if names is None or "" in names else names for names in named]
 
     def _labels(self, part: Part) -> np.ndarray:
-        """Class of each row, (N,) int64; -1 where there is none."""
         if part not in self._label:
-            number = {name: k for k, name in enumerate(self.class_names)}
-            self._label[part] = np.array([number.get(text, -1) for text in self._texts(part)], dtype=np.int64)
+            classes = set(self.class_names)
+            names = [of if of is not None and classes.issuperset(of) else None for of in self._names(part)]
+            self._label[part] = self.kind.numbered(names, self.class_names)
         return self._label[part]
 
     def _is_hidden(self, part: Part) -> bool:
-        return not (self._labels(part) >= 0).any() and set(self._texts(part)) <= UNKNOWN
+        given = {name for of in self._names(part) for name in of or ()}
+        return not self.kind.known(self._labels(part)).any() and given <= {HIDDEN}
 
-    def _reason(self, text: str) -> str:
-        if text in UNKNOWN:
+    def _reason(self, names: Names | None) -> str:
+        unknown = [name for name in names or () if name not in self.class_names]
+        if not unknown or unknown == [HIDDEN]:
             return "has no label"
-        return f"label {text!r} is not one of {self.num_classes} classes{near(text, self.class_names)}"
+        return f"label {unknown[0]!r} is not one of {self.num_classes} classes{near(unknown[0], self.class_names)}"
 
 
 class DatasetSource(EncodedSource):
@@ -186,7 +207,7 @@ class DatasetSource(EncodedSource):
         items: The data set.
         column: That of the images.
         rows: Those that are taken, (N,) int64.
-        label: Their classes, (N,) int64.
+        label: Their labels.
         names: Their names.
         folder: Where relative paths of rows begin that hold a path alone.
     """
@@ -238,6 +259,11 @@ def _holds_images(feature: Any) -> bool:
     """Whether a column holds images, known as such or as bytes."""
     bytes_alone = getattr(feature, "dtype", None) in ("binary", "large_binary")
     return type(feature).__name__ == "Image" or bytes_alone or isinstance(feature, dict) and "bytes" in feature
+
+
+def _each(feature: Any) -> Any:
+    """What a column of lists holds in each of them; the feature itself of other columns."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
 
 
 def _is_plain(feature: Any) -> bool:

@@ -58,8 +58,7 @@ class LabelledSet(ImageDataModule):
         if whole.label.ndim != self.kind.unknown(0, self.num_classes).ndim:
             raise UserError(
                 f"data: labels of these images are of the kind {self.data.task}, those of the run {self.task}; "
-                "--data.label_separator or --data.label_columns of a table read several labels an image, and nothing else "
-                "one each"
+                "for several labels an image see --data.label_separator and --data.label_columns of tables"
             )
         number = {name: k for k, name in enumerate(self.class_names)}
         number_of = np.array([number.get(name, -1) for name in self.data.class_names], dtype=np.int64)
@@ -79,7 +78,7 @@ class LabelledSet(ImageDataModule):
     @property
     def known(self) -> np.ndarray:
         """Numbers of the images of which the model knows all classes, (M,) int64."""
-        return np.flatnonzero((self.source.label >= 0).reshape(len(self.source), -1).all(1))
+        return np.flatnonzero(self.kind.known(self.source.label))
 
     def is_data_of(self, fingerprint: Mapping[str, Any]) -> bool:
         """Whether these are the images that a run was trained on, by the fingerprint of its data."""

@@ -2,7 +2,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,31 @@ import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.parts import part_named
+from imgcls.data.table_labels import Names, check_ways, in_cells, in_columns
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import LISTED, Skipped, first_of
 from imgcls.images.sources import FileSource, Source
 
 log = logging.getLogger(__name__)
+OTHERWISE = "with another label or part"
 
 
 class TableData(ImageDataModule):
-    """A CSV or Parquet table with a row per image: its path, its label, and perhaps its part.
+    """A CSV or Parquet table with a row per image: its path, its label or labels, and perhaps its part.
 
     Classes are the distinct labels of the training rows, sorted, as numbers if all of them are whole numbers. Rows
     without a label, with one that is no class, or with an image that another row has, cannot be used: see `on_error`.
+    Where images may have several labels, they may also have none.
     Test results are also shown for each value of every further column that has at most 50 of them.
 
     Args:
         table: The file, .csv or .parquet.
         path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
+        label_separator: What stands between the labels of an image that has several, such as `|`; `none`: a label is
+            one name, whatever it holds. Default: one name, but labels that look like several are asked about.
+        label_columns: Columns of 0 and 1, or true and false, one for each class, in place of a column of labels; the
+            classes are in this order, and an empty cell is 0.
         leave_out_column: Images for which it says anything are not trained on, such as `suggested` of an audit's
             table; they are still validated and tested on, with the labels that they have.
         split_column: train, val or test (or validation, dev …, see `part_named`). Default: a column `split`, if there
@@ -44,11 +51,16 @@ class TableData(ImageDataModule):
         table: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        label_separator: str | None = None,
+        label_columns: list[str] | None = None,
         leave_out_column: str | None = None,
         split_column: str | None = None,
         group_column: str | None = None,
         **kwargs: Any,
     ) -> None:
+        several = check_ways(label_separator, label_columns)
+        if several:
+            self.native_task = "multi_label"
         super().__init__(**kwargs)
         if table is None:
             raise UserError("--data.table: give the table of the images, a .csv or .parquet file")
@@ -61,11 +73,16 @@ class TableData(ImageDataModule):
         if split_column is None and "split" in columns:
             split_column = "split"
         paths = column(self.table, columns, path_column, "path_column")
-        labels = column(self.table, columns, label_column, "label_column")
+        if label_columns is None:
+            cells = column(self.table, columns, label_column, "label_column")
+            labels, bad = in_cells(cells, label_separator, self._line), dict[int, str]()
+        else:
+            of_class = {name: column(self.table, columns, name, "label_columns") for name in label_columns}
+            labels, bad = in_columns(of_class)
         splits = None if split_column in (None, "none") else column(self.table, columns, split_column, "split_column")
         self._group = [] if group_column is None else column(self.table, columns, group_column, "group_column")
         self._said = False
-        known_columns = (path_column, label_column, split_column)
+        known_columns = (path_column, label_column, split_column, *(label_columns or ()))
         self._further = {k: v for k, v in columns.items() if k and k not in known_columns and any(v)}
         if not paths:
             raise UserError(f"{self.table}: has no rows")
@@ -74,20 +91,28 @@ class TableData(ImageDataModule):
         parts: list[Part] = self._parts_of(splits) if splits else ["train"] * len(paths)
         # without training rows, as in a set that is only tested on, all classes that there are
         tell_classes = {"train"} & set(parts) or set(parts)
-        known = {label for label, part in zip(labels, parts, strict=True) if label and part in tell_classes}
-        bad = _bad_rows(self.root, paths, labels, parts, known)
+
+        def classes(rows: Iterable[int]) -> set[str]:
+            """Of training rows, unless columns are named for them."""
+            return {*(label_columns or (name for row in rows if parts[row] in tell_classes for name in labels[row]))}
+
+        bad |= _bad_rows(self.root, paths, labels, parts, classes(range(len(paths))), several)
         if bad and self.on_error == "raise":
-            found = [f"{self._line(row)}: {reason}" for row, reason in bad.items()]
-            raise UserError(f"{first_of(found)}; mend the table, or leave such rows out with --data.on_error=skip")
+            found = [f"{self._line(row)}: {reason}" for row, reason in sorted(bad.items())]
+            one_row = any(reason.endswith(OTHERWISE) for reason in bad.values())
+            way = " (several labels of an image go into one row, see --data.label_separator)" if one_row else ""
+            raise UserError(f"{first_of(found)}; mend the table{way}, or leave such rows out with --data.on_error=skip")
         good = [(row, *of) for row, of in enumerate(zip(paths, labels, parts, strict=True)) if row not in bad]
-        known = {label for _, _, label, part in good if part in tell_classes}
-        self._rows = [row for row in good if row[2] in known]
-        bad |= {row: f"label {label!r} has no training row left" for row, _, label, _ in good if label not in known}
-        for row, reason in bad.items():
+        known = classes(row for row, *_ in good)
+        self._rows = [row for row in good if known.issuperset(row[2])]
+        for row, _, label, _ in good:
+            if lost := [name for name in label if name not in known]:
+                bad[row] = f"label {lost[0]!r} has no training row left"
+        for row, reason in sorted(bad.items()):
             self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
         if not known:
             raise UserError(f"{self.table}: has no rows that can be used")
-        self.class_names = self.in_order(class_order(known))
+        self.class_names = self.in_order(label_columns or class_order(known))
         self.set_channels(self.root / path for _, path, _, part in self._rows if part in tell_classes)
 
     def prepare_data(self) -> None:
@@ -111,8 +136,7 @@ class TableData(ImageDataModule):
 
     def open(self, part: Part) -> Source:  # noqa: D102
         rows = [(row, path, label) for row, path, label, of in self._rows if of == part]
-        number = {name: k for k, name in enumerate(self.class_names)}
-        label = np.array([number[name] for *_, name in rows], dtype=np.int64)
+        label = self.kind.numbered([names for *_, names in rows], self.class_names)
         source = self.file_source(
             self.root, [path for _, path, _ in rows], label, [self._line(row) for row, *_ in rows]
         )
@@ -153,23 +177,25 @@ def class_order(labels: set[str]) -> list[str]:
     return sorted(labels, key=lambda label: (int(label) if whole_numbers else 0, label))
 
 
-def _bad_rows(root: Path, paths: list[str], labels: list[str], parts: Sequence[str], known: set[str]) -> dict[int, str]:
+def _bad_rows(
+    root: Path, paths: list[str], labels: list[Names], parts: Sequence[str], known: set[str], may_have_none: bool
+) -> dict[int, str]:
     """Rows that cannot be used, by number, and why: of rows that say the same of an image, the first is good."""
     bad: dict[int, str] = {}
     first: dict[str, int] = {}
     for row, (path, label, part) in enumerate(zip(paths, labels, parts, strict=True)):
         same = first.setdefault(os.path.abspath(root / path), row) if path else row
-        if not path or not label:
+        if not path or not (label or may_have_none):
             bad[row] = f"has no {'label' if path else 'path'}"
-        elif label not in known:
-            bad[row] = f"label {label!r} is not one of {len(known)} classes"
-            bad[row] += near(label, known) if len(bad) <= LISTED else ""  # slow where there are thousands
+        elif unknown := [name for name in label if name not in known]:
+            bad[row] = f"label {unknown[0]!r} is not one of {len(known)} classes"
+            bad[row] += near(unknown[0], known) if len(bad) <= LISTED else ""  # slow where there are thousands
         elif same != row and (labels[same], parts[same]) == (label, part):
             bad[row] = f"{path} is there twice"
         elif same != row:
             # nobody can tell which is right: both go
-            bad[same] = bad[row] = f"{path} is there twice, with another label or part"
-    return dict(sorted(bad.items()))
+            bad[same] = bad[row] = f"{path} is there twice, {OTHERWISE}"
+    return bad
 
 
 def column(table: Path, columns: dict[str, list[str]], name: str, option: str) -> list[str]:

@@ -86,6 +86,10 @@ class Task(ABC):
     def unknown(self, images: int, num_classes: int) -> np.ndarray:
         """Labels of images whose labels are not known."""
 
+    def known(self, label: np.ndarray) -> np.ndarray:
+        """Whether the label of each image is known, (N,) bool."""
+        return np.asarray((label >= 0).all(tuple(range(1, label.ndim))))
+
     @abstractmethod
     def renumbered(self, label: np.ndarray, number_of: np.ndarray, num_classes: int) -> np.ndarray:
         """Labels in terms of other classes; not known where an image has a class that is none of them.
