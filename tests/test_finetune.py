@@ -19,6 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 import imgcls.finetune
+from imgcls.augment.crop import RandomHorizontalFlip
 from imgcls.augment.mixing import MixUp
 from imgcls.augment.pipeline import Pipeline
 from imgcls.classifier import Classifier
@@ -531,7 +532,13 @@ def test_a_probe_of_several_labels_is_fitted_to_features_of_images():
     assert (model.logits(image)[:, 3:] < -3).all()  # labels that no image has
 
 
-def test_several_labels_that_mix_cannot_be_cached():
+def test_several_labels_can_be_cached_augmented_but_not_mixed():
+    data = SampleOfSeveral(np.int8, augment=Pipeline([RandomHorizontalFlip()]))
+    model = classifier(Neighbours(views=1), task=Several.__module__)
+    fit(model, data)
+    source, index = data.parts["train"]
+    label = torch.from_numpy(source.label[index]).float()  # as batches have them
+    assert torch.equal(model.head.label, label.repeat_interleave(2, 0)) and model.head.label.dtype == label.dtype
     model = classifier(LogisticProbe(views=1), task=Several.__module__)
     with pytest.raises(UserError, match="--model.finetune.views: augmentation that mixes labels cannot be cached"):
         fit(model, SampleOfSeveral(np.float32, augment=Pipeline([MixUp()])))
