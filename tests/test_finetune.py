@@ -19,6 +19,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 import imgcls.finetune
+from imgcls.augment.crop import RandomHorizontalFlip
+from imgcls.augment.mixing import MixUp
+from imgcls.augment.pipeline import Pipeline
 from imgcls.classifier import Classifier
 from imgcls.data.sample import SampleData
 from imgcls.errors import UserError
@@ -497,6 +500,48 @@ def read_metrics_of(folder: str):
     from imgcls.runs.folder import RunFolder
 
     return read_metrics(RunFolder(folder))
+
+
+class SampleOfSeveral(SampleData):
+    """Of the labels below 3, as many as are not below the image's class: from none to three."""
+
+    def __init__(self, dtype: type, **options) -> None:
+        super().__init__(batch_size=100, train_fraction=0.1, **options)
+        self.dtype = dtype
+
+    def setup_training_parts(self) -> None:
+        super().setup_training_parts()
+        for part, (source, index) in self.parts.items():
+            several = (source.label[:, None] <= np.arange(10)) & (np.arange(10) < 3)
+            self.parts[part] = source.relabelled(several.astype(self.dtype)), index
+
+    def class_counts(self) -> np.ndarray:
+        source, index = self.parts["train"]
+        return source.label[index].sum(0)
+
+
+def test_a_probe_of_several_labels_is_fitted_to_features_of_images():
+    data, model = SampleOfSeveral(np.int8), classifier(LogisticProbe(), task=Several.__module__)
+    fit(model, data)
+    source, index = data.parts["train"]
+    label = torch.from_numpy(source.label[index]).float()
+    image = data.normalize(source.images(index, data.resize_crop("val")))
+    found = nn.functional.binary_cross_entropy_with_logits(model.eval().logits(image), label)
+    share = label.mean(0).clamp(1e-6, 1 - 1e-6).logit().expand_as(label)
+    assert found < 0.8 * nn.functional.binary_cross_entropy_with_logits(share, label)
+    assert (model.logits(image)[:, 3:] < -3).all()  # labels that no image has
+
+
+def test_several_labels_can_be_cached_augmented_but_not_mixed():
+    data = SampleOfSeveral(np.int8, augment=Pipeline([RandomHorizontalFlip()]))
+    model = classifier(Neighbours(views=1), task=Several.__module__)
+    fit(model, data)
+    source, index = data.parts["train"]
+    label = torch.from_numpy(source.label[index]).float()  # as batches have them
+    assert torch.equal(model.head.label, label.repeat_interleave(2, 0)) and model.head.label.dtype == label.dtype
+    model = classifier(LogisticProbe(views=1), task=Several.__module__)
+    with pytest.raises(UserError, match="--model.finetune.views: augmentation that mixes labels cannot be cached"):
+        fit(model, SampleOfSeveral(np.float32, augment=Pipeline([MixUp()])))
 
 
 def test_cached_and_uncached_probe_learn_the_same(imgcls):

@@ -43,7 +43,7 @@ class Vote(nn.Module):
         nearest = similarity_BN.topk(min(int(self.k), len(self.label)))
         share_BJ = (nearest.values / self.temperature).softmax(1)
         label_BJK = shares(self.label[nearest.indices.flatten()], self.num_classes).unflatten(0, share_BJ.shape)
-        vote_BK = (share_BJ[:, None] @ label_BJK)[:, 0]
+        vote_BK = (share_BJ[:, :, None] * label_BJK).sum(1)  # a matrix product would be rounded to 16 bits
         # no class is certain, nor without a vote ruled out: one part in a thousand is as if nothing were known
         return self.task.log_odds(0.999 * vote_BK + 0.001 * self.task.chance(self.num_classes))
 
