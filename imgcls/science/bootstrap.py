@@ -31,6 +31,11 @@ def compare_resampled(
     the p-value twice the share of the resamples that do not have the difference's sign, by (k + 1) / (B + 1), so that
     it is never 0. It speaks of these two trained models only.
 
+    `python tests/simulate_tests.py map --repeats 200`, mean average precision of five labels, the rarest on 5 % of 100
+    or 500 images: with one, three and five seeds intervals miss the true difference in 4.0 to 7.5 % (median 6.5): few
+    positive images do not tell their variance well. With three and five seeds those of scores alone miss it in 4.0 to
+    29.5 % (median 10.8), and the former are 0.90 to 1.63 times as wide.
+
     Resamples in which the metric of a run is undefined are left out; where fewer than half are left, or there is one
     image, scores alone are compared.
 
