@@ -298,16 +298,16 @@ class Classifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log each metric once; torchmetrics sums over all processes."""
-        self._log_epoch("test")
+        self._log_epoch("test", self.cut)
 
     def _log_position(self) -> None:
         """Say which epoch and step figures belong to: Lightning's own count of steps differs after some resumes."""
         self.log("epoch", float(self.current_epoch))
         self.log("step", float(self.global_step))
 
-    def _log_epoch(self, stage: str) -> dict[str, Any]:
+    def _log_epoch(self, stage: str, cut: Tensor | None = None) -> dict[str, Any]:
         self._log_position()
-        found = self.metrics[stage].collect()  # type: ignore[operator]
+        found = self.metrics[stage].collect(cut)  # type: ignore[operator]
         for name, value in found.items():
             self.log(name, value, prog_bar=name in ("val/loss", f"val/{self.task.metric}"))
         return found

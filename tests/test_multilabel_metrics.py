@@ -334,23 +334,26 @@ def test_the_record_is_plain_json_with_the_keys_that_pages_read():
 # ---- while training ----
 
 
-def collected(logits, label, parts=7):
+def collected(logits, label, parts=7, cut=None):
     scores = MultilabelScores(label.shape[1], "val")
     for part in np.array_split(np.arange(len(label)), parts):
         z, y = torch.from_numpy(logits[part]), torch.from_numpy(label[part]).float()
         scores.update(z, y, torch.nn.functional.binary_cross_entropy_with_logits(z, y))
-    return scores, {name: value.item() for name, value in scores.collect().items()}
+    return scores, {name: value.item() for name, value in scores.collect(cut).items()}
 
 
 @each
 def test_scores_logged_while_testing_are_the_same(logits, label):
     """Also where torchmetrics alone takes the logits of a batch for probabilities."""
     for z in (logits, logits * 20, (logits - logits.min()) / np.ptp(logits)):
-        scores, logged = collected(z, label)
-        found = evaluation(z, label, range(label.shape[1]), {}, np.zeros(label.shape[1]))["metrics"]
-        wanted = {"val/loss": found["nll"], **{f"val/{name}": found[name] for name in ("acc", "map", "f1", "ece")}}
-        assert logged == pytest.approx(wanted, rel=1e-5)
-        assert scores.best_cut().numpy() == pytest.approx(best_cuts(z, label))
+        best = best_cuts(z, label).astype(np.float32)
+        for given in (None, np.zeros_like(best)):
+            cut = best if given is None else given
+            scores, logged = collected(z, label, cut=None if given is None else torch.from_numpy(given))
+            found = evaluation(z, label, range(label.shape[1]), {}, cut)["metrics"]
+            wanted = {"val/loss": found["nll"], **{f"val/{name}": found[name] for name in ("acc", "map", "f1", "ece")}}
+            assert logged == pytest.approx(wanted, rel=1e-5)
+            assert np.array_equal(scores.best_cut().numpy(), cut)
 
 
 def test_an_epoch_starts_from_nothing_and_its_cuts_stay_till_the_next_is_collected():
@@ -359,8 +362,9 @@ def test_an_epoch_starts_from_nothing_and_its_cuts_stay_till_the_next_is_collect
     logits, label = draw(50, seed=9)
     scores.update(torch.from_numpy(logits), torch.from_numpy(label).float(), torch.tensor(1.0))
     assert torch.equal(scores.best_cut(), first) and not scores.state_dict()
-    assert scores.collect()["val/acc"].item() == pytest.approx(((logits > 0) == label).all(1).mean())
-    assert scores.best_cut().numpy() == pytest.approx(best_cuts(logits, label))
+    best = best_cuts(logits, label).astype(np.float32)
+    assert scores.collect()["val/acc"].item() == pytest.approx(((logits > best) == label).all(1).mean())
+    assert np.array_equal(scores.best_cut().numpy(), best)
     assert MultilabelScores(3, "val").best_cut().tolist() == [0, 0, 0]
 
 

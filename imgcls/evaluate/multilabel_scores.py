@@ -24,7 +24,8 @@ class _Predictions(Metric):
         super().__init__()
         self.add_state("logits", [], dist_reduce_fx="cat")
         self.add_state("label", [], dist_reduce_fx="cat")
-        self.gathered = np.zeros((0, num_labels)), np.zeros((0, num_labels))
+        self.given: Tensor | None = None
+        self.cut = np.zeros(num_labels, np.float32)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add logits and multi-hot labels, (B, K) both."""
@@ -34,10 +35,10 @@ class _Predictions(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Each score by its name, scalars."""
         logits, label = (dim_zero_cat(of).cpu().numpy() for of in (self.logits, self.label))
-        self.gathered = logits, label
-        found = by_label(logits, label, np.zeros(logits.shape[1]))
+        self.cut = best_cuts(logits, label).astype(np.float32) if self.given is None else self.given.cpu().numpy()
+        found = by_label(logits, label, self.cut)
         means = {name: mean_of(found[of]) for name, of in (("map", "ap"), ("f1", "f1"), ("ece", "ece"))}
-        scores = {"acc": ((logits > 0) == label).all(1).mean(), **means}
+        scores = {"acc": ((logits > self.cut) == label).all(1).mean(), **means}
         return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in scores.items()}
 
 
@@ -45,14 +46,18 @@ class MultilabelScores(Scores):
     """Metrics of one stage where an image has any number of labels, (B, K) of 0 and 1, or none.
 
     loss, acc (all labels of an image are right), map (mean average precision), f1, and ece (expected calibration error,
-    15 bins of equal width, mean over labels). Labels are decided on from probability 0.5; map and f1 are means over the
-    labels that have an image, nan if there is none.
+    15 bins of equal width, mean over labels). map and f1 are means over the labels that have an image, nan if there is
+    none. Without cuts labels are decided on by the best ones of the epoch itself, so that acc and f1 are too good.
     """
 
     def metrics(self, num_classes: int) -> dict[str, Metric | MetricCollection]:  # noqa: D102
         self.predictions = _Predictions(num_classes)
         return {"predictions": self.predictions}
 
+    def collect(self, cut: Tensor | None = None) -> dict[str, Tensor]:  # noqa: D102
+        self.predictions.given = cut
+        return super().collect(cut)
+
     def best_cut(self) -> Tensor:
-        """The cuts (K,) float32 of `best_cuts` on all that the last `collect` was for; 0 before the first."""
-        return torch.from_numpy(best_cuts(*self.predictions.gathered)).float()
+        """The cuts (K,) float32 that the last `collect` decided by; 0 before the first."""
+        return torch.from_numpy(self.predictions.cut)

@@ -51,8 +51,12 @@ class Scores(nn.Module):
         self.of_images.update(logits, label)
         self.mean_loss.update(loss, len(label))
 
-    def collect(self) -> dict[str, Tensor]:
-        """Each metric by its name, scalars; the next epoch starts from nothing."""
+    def collect(self, cut: Tensor | None = None) -> dict[str, Tensor]:
+        """Each metric by its name, scalars; the next epoch starts from nothing.
+
+        Args:
+            cut: What logits are compared with, (K,), where the kind of labels does that; None: what is best for them.
+        """
         values = {f"{self.stage}/loss": self.mean_loss.compute(), **self.of_images.compute()}
         self.of_images.reset()
         self.mean_loss.reset()

@@ -85,7 +85,7 @@ class Robustness(Callback):
                 label = label_tensor(source.label[chosen]).to(model.device)
                 logits = model.logits(image)
                 scores.update(logits, label, loss.evaluate(logits, label))
-        found = {name.removeprefix("robust/"): value.item() for name, value in scores.collect().items()}
+        found = {name.removeprefix("robust/"): value.item() for name, value in scores.collect(model.cut).items()}
         return {"nll" if name == "loss" else name: value for name, value in found.items()}
 
 
