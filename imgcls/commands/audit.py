@@ -174,7 +174,7 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     group, of_part = together(near, images.group, kept), [kept & (images.rank == k) for k in range(len(images.parts))]
     rows = zip(images.parts, images.sources, of_part, strict=True)
     table = [(part, source, images.number[chosen], group[chosen]) for part, source, chosen in rows]
-    clean_table = result["clean"] = write_clean_table(out, table[::-1], images.class_names)
+    clean_table = result["clean"] = write_clean_table(out, table[::-1], images.class_names, images.task.name)
     clean_table["folds"] = f"--data.group_column={clean_table['group_column']} --data.folds=5 --data.fold=0 "
     clean_table["options"] = data.kind.options if images.class_names else ""
     clean_table["folds"] += "--data.fold_part=test" + ("" if data.has_official("test") else " --data.split_column=none")

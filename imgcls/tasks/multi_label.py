@@ -46,6 +46,7 @@ class MultiLabel(Task):
         "nll": "mean of the decisions, in nats",
         "ece": "gap of probability and frequency",
         "brier": "squared error, from 0 to 1",
+        "robust/map": "mean over the variations below",
     }
 
     def pairs(self, label: np.ndarray) -> Pairs:  # noqa: D102
@@ -154,8 +155,8 @@ class MultiLabel(Task):
         return _agreement(probability, decided).argmin(1)
 
     def margin(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
-        """Between the probabilities that a class is there and that it is not, of the class where that is least."""
-        return 2 * self.confidence(probability, decided) - 1
+        """Probability of the decision of which it is the least."""
+        return self.confidence(probability, decided)
 
     def evaluation(  # noqa: D102
         self,

@@ -53,6 +53,7 @@ class PredictionTable(Callback):
         self.run, self.checkpoint, self.out, self.sort = run, checkpoint, out, sort
         self.table: PredictionFile | None = None
         self.before: Predicted | None = None
+        self.cut: np.ndarray | None = None
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Find out where to go on."""
@@ -72,14 +73,15 @@ class PredictionTable(Callback):
                 "images": _digest(images, *names),
                 "settings": _digest(settings, self.temperature, data.class_names),
             }
-            self.cut = None if pl_module.cut is None else pl_module.cut.cpu().numpy() / self.temperature
             self.table = PredictionFile(self.out, data.class_names, names, identity, data.kind)
             data.predict_from = self.table.open(data.batch_size * trainer.world_size)
             if data.predict_from:
                 log.info(f"{self.out}: goes on behind image {data.predict_from} of {len(names)}")
         data.predict_from = trainer.strategy.broadcast(data.predict_from)
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_predict_start(self, trainer: Trainer, pl_module: Any) -> None:  # noqa: D102
+        if trainer.is_global_zero and pl_module.cut is not None:  # that of the checkpoint, which is loaded by now
+            self.cut = pl_module.cut.cpu().numpy() / self.temperature
         # rank 0 has the most batches; the others join in until it is done
         self.rounds, self.before = trainer.strategy.broadcast(trainer.num_predict_batches[0]), None
         if trainer.world_size > 1:
