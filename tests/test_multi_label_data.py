@@ -1,5 +1,7 @@
 """Images with several labels each, or none: read, divided, sampled, packed and loaded."""
 
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from imgcls.data.huggingface import HuggingFaceData
 from imgcls.data.labelled import LabelledSet
 from imgcls.data.long_tail import LongTail
 from imgcls.data.sampling import balanced, with_unlabelled
+from imgcls.data.shards import ShardData
 from imgcls.data.splits import SplitOptions, apportion, mislabel
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
@@ -21,6 +24,7 @@ from imgcls.tasks import find
 
 from .conftest import write_image
 from .test_data import ready, write_table
+from .test_shards import packed
 
 KIND = find("multi_label")
 
@@ -353,6 +357,43 @@ def test_lists_of_zeros_and_ones_are_not_taken_for_numbers_of_classes():
     made = lists([[0, 1, 0, 1], [0, 0, 0, 0]], lambda d: d.List(d.Value("int64")))
     with pytest.raises(UserError, match="lists of 0 and 1 seem to say of each class whether it is there"):
         HuggingFaceData(name=saved(train=made))
+
+
+# ---- packs ----
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_pack_keeps_several_labels(table, size):
+    options = {"split_seed": 3, "num_workers": 0, "image_size": 8}
+    data = TableData(table=table(label=CELLS, place=["x", "y"] * 30), label_separator="|", **options)
+    pack = ready(ShardData(root=packed(data, size=size), **options), "test")
+    assert (pack.task, pack.class_names) == ("multi_label", ["cat", "dog", "eel"])
+    assert json.loads(Path("pack/pack.json").read_text())["task"] == "multi_label"
+    for part, (source, index) in data.parts.items():
+        here, of = pack.parts[part]
+        wanted = {source.names[k]: source.label[k].tolist() for k in index.tolist()}
+        assert {here.names[k]: here.label[k].tolist() for k in of.tolist()} == wanted
+        assert Path(f"pack/{part}.label").read_bytes() == here.label.tobytes() and here.label.dtype == np.int8
+        classes = []
+        for shard in sorted(Path("pack").glob(f"{part}-*.tar")):
+            with tarfile.open(shard) as tar:
+                classes += [tar.extractfile(of).read().decode() for of in tar if of.name.endswith(".cls")]
+        assert classes == [" ".join(str(k) for k in range(3) if of[k]) for of in here.label]
+    batch = next(iter(pack.train_dataloader()))
+    assert batch["label"].dtype == torch.float32
+    assert batch["label"].tolist() == pack.parts["train"][0].label[batch["index"].numpy()].tolist()
+
+
+def test_a_damaged_label_file_is_named(table):
+    root = packed(TableData(table=table(label=CELLS), label_separator="|", num_workers=0))
+    path = Path(root, "train.label")
+    right = path.read_bytes()
+    path.write_bytes(right[:-1])
+    with pytest.raises(UserError, match="train.label: has 143 bytes, expected 144 bytes"):
+        ready(ShardData(root=root))
+    path.write_bytes(b"\x02" + right[1:])
+    with pytest.raises(UserError, match="labels of the train part are no numbers of classes"):
+        ready(ShardData(root=root))
 
 
 # ---- sampling ----
