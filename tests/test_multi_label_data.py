@@ -9,6 +9,8 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from imgcls.augment.mixing import CutMix, EitherMixing, MixUp
+from imgcls.augment.pipeline import Pipeline
 from imgcls.data.clean_table import write_clean_table
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
@@ -413,3 +415,32 @@ def test_label_noise_changes_one_class_of_the_asked_share():
     assert (half != label).sum(1).tolist().count(1) == 200 and (half[400:] == label[400:]).all()
     changed = (tenth != label).any(1)
     assert changed.sum() == 40 and (half[changed] == tenth[changed]).all()
+
+
+# ---- mixed images ----
+
+
+def test_several_labels_are_mixed_by_the_shares_of_images():
+    """As the paper's formula has it, class by class: an image without labels takes some of the other's."""
+    image, label = torch.rand(2, 1, 4, 8), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    mixup, cutmix = MixUp(), CutMix()
+    mixup.num_classes = cutmix.num_classes = 3
+    partner = torch.tensor([1, 0])
+    _, found = mixup.transform(image, label, mixup.parameters_of(torch.tensor([0.25, 0.9]), partner))
+    torch.testing.assert_close(found, torch.tensor([[0.25, 0, 0.25], [0.1, 0, 0.1]]))
+    box = torch.tensor([[2, 1, 6, 3], [0, 0, 8, 4]])
+    _, found = cutmix.transform(image, label, cutmix.parameters_of(box, partner, image.shape))
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0, 0.75], [1.0, 0, 1.0]]))
+
+
+def test_a_mixed_training_batch_has_the_labels_that_it_shows(table):
+    """Of images that are as bright as their first class, the brightness tells how much of that class is in a mix."""
+    data = TableData(table=table(label=CELLS), label_separator="|", num_workers=0, image_size=8)
+    data.augment = Pipeline([EitherMixing([MixUp(alpha=1.0), CutMix()])])
+    ready(data)
+    label = torch.tensor(WANTED[:48], dtype=torch.float32)
+    image = (label[:, 0] * 255).byte().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    data.mean, data.std = [0.0] * 3, [1.0] * 3
+    mixed, found = data.prepare(image, label)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), found[:, 0], atol=1e-4, rtol=0)
+    assert found.shape == label.shape and not torch.equal(found, label) and found.max() <= 1
