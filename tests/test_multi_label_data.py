@@ -17,6 +17,7 @@ from imgcls.data.folder import FolderData
 from imgcls.data.huggingface import HuggingFaceData
 from imgcls.data.labelled import LabelledSet
 from imgcls.data.long_tail import LongTail
+from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import balanced, with_unlabelled
 from imgcls.data.shards import ShardData
 from imgcls.data.splits import SplitOptions, apportion, mislabel
@@ -243,6 +244,28 @@ def test_any_separator_is_understood_on_the_command_line(table, separator):
     words = ["--data=TableData", f"--data.table={name}", f"--data.label_separator={separator}"]
     data = parser.instantiate(parser.parse_args(words)).data
     assert data.class_names == ["a", "b"] and data.open("train").label[:2].tolist() == [[1, 1], [0, 1]]
+
+
+def test_lists_in_a_parquet_file_are_joined(table, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table(label=CELLS)
+    columns = {"path": [f"{k}.png" for k in range(60)], "label": [["cat", "dog"], [], None, ["eel"]] * 15}
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet row 0: label 'cat\|dog' holds \| .*--data.label_separator='\|'"):
+        TableData(table=str(tmp_path / "t.parquet"))
+    source = TableData(table=str(tmp_path / "t.parquet"), label_separator="|").open("train")
+    assert source.label[:4].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_images_on_the_device_have_the_labels_of_others(table):
+    options = {"table": table(label=CELLS), "label_separator": "|", "num_workers": 0, "image_size": 8}
+    kept, read = (TableData(**options, cache=cache) for cache in ("device", "none"))
+    for data in (kept, read):
+        data.device = torch.device("cpu")
+        ready(data)
+    one, other = (next(iter(data.train_dataloader())) for data in (kept, read))
+    assert isinstance(kept.train_dataloader().dataset, ResidentBatches)
+    assert torch.equal(one["label"], other["label"]) and one["label"].dtype == torch.float32
 
 
 def test_an_image_in_two_rows_is_told_to_go_into_one(table, tmp_path):
