@@ -1,5 +1,7 @@
 """Images with several labels each, or none: read, divided, sampled, packed and loaded."""
 
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +9,17 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
+from imgcls.augment.mixing import CutMix, EitherMixing, MixUp
+from imgcls.augment.pipeline import Pipeline
 from imgcls.data.clean_table import write_clean_table
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
 from imgcls.data.huggingface import HuggingFaceData
 from imgcls.data.labelled import LabelledSet
 from imgcls.data.long_tail import LongTail
+from imgcls.data.resident import ResidentBatches
 from imgcls.data.sampling import balanced, with_unlabelled
+from imgcls.data.shards import ShardData
 from imgcls.data.splits import SplitOptions, apportion, mislabel
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
@@ -21,6 +27,7 @@ from imgcls.tasks import find
 
 from .conftest import write_image
 from .test_data import ready, write_table
+from .test_shards import packed
 
 KIND = find("multi_label")
 
@@ -239,6 +246,28 @@ def test_any_separator_is_understood_on_the_command_line(table, separator):
     assert data.class_names == ["a", "b"] and data.open("train").label[:2].tolist() == [[1, 1], [0, 1]]
 
 
+def test_lists_in_a_parquet_file_are_joined(table, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table(label=CELLS)
+    columns = {"path": [f"{k}.png" for k in range(60)], "label": [["cat", "dog"], [], None, ["eel"]] * 15}
+    parquet.write_table(pytest.importorskip("pyarrow").table(columns), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t.parquet row 0: label 'cat\|dog' holds \| .*--data.label_separator='\|'"):
+        TableData(table=str(tmp_path / "t.parquet"))
+    source = TableData(table=str(tmp_path / "t.parquet"), label_separator="|").open("train")
+    assert source.label[:4].tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_images_on_the_device_have_the_labels_of_others(table):
+    options = {"table": table(label=CELLS), "label_separator": "|", "num_workers": 0, "image_size": 8}
+    kept, read = (TableData(**options, cache=cache) for cache in ("device", "none"))
+    for data in (kept, read):
+        data.device = torch.device("cpu")
+        ready(data)
+    one, other = (next(iter(data.train_dataloader())) for data in (kept, read))
+    assert isinstance(kept.train_dataloader().dataset, ResidentBatches)
+    assert torch.equal(one["label"], other["label"]) and one["label"].dtype == torch.float32
+
+
 def test_an_image_in_two_rows_is_told_to_go_into_one(table, tmp_path):
     rows = [{"path": f"{k % 50}.png", "label": "ab"[k // 50]} for k in range(60)]
     table(label=CELLS)
@@ -355,6 +384,43 @@ def test_lists_of_zeros_and_ones_are_not_taken_for_numbers_of_classes():
         HuggingFaceData(name=saved(train=made))
 
 
+# ---- packs ----
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_a_pack_keeps_several_labels(table, size):
+    options = {"split_seed": 3, "num_workers": 0, "image_size": 8}
+    data = TableData(table=table(label=CELLS, place=["x", "y"] * 30), label_separator="|", **options)
+    pack = ready(ShardData(root=packed(data, size=size), **options), "test")
+    assert (pack.task, pack.class_names) == ("multi_label", ["cat", "dog", "eel"])
+    assert json.loads(Path("pack/pack.json").read_text())["task"] == "multi_label"
+    for part, (source, index) in data.parts.items():
+        here, of = pack.parts[part]
+        wanted = {source.names[k]: source.label[k].tolist() for k in index.tolist()}
+        assert {here.names[k]: here.label[k].tolist() for k in of.tolist()} == wanted
+        assert Path(f"pack/{part}.label").read_bytes() == here.label.tobytes() and here.label.dtype == np.int8
+        classes = []
+        for shard in sorted(Path("pack").glob(f"{part}-*.tar")):
+            with tarfile.open(shard) as tar:
+                classes += [tar.extractfile(of).read().decode() for of in tar if of.name.endswith(".cls")]
+        assert classes == [" ".join(str(k) for k in range(3) if of[k]) for of in here.label]
+    batch = next(iter(pack.train_dataloader()))
+    assert batch["label"].dtype == torch.float32
+    assert batch["label"].tolist() == pack.parts["train"][0].label[batch["index"].numpy()].tolist()
+
+
+def test_a_damaged_label_file_is_named(table):
+    root = packed(TableData(table=table(label=CELLS), label_separator="|", num_workers=0))
+    path = Path(root, "train.label")
+    right = path.read_bytes()
+    path.write_bytes(right[:-1])
+    with pytest.raises(UserError, match="train.label: has 143 bytes, expected 144 bytes"):
+        ready(ShardData(root=root))
+    path.write_bytes(b"\x02" + right[1:])
+    with pytest.raises(UserError, match="labels of the train part are no numbers of classes"):
+        ready(ShardData(root=root))
+
+
 # ---- sampling ----
 
 
@@ -372,3 +438,32 @@ def test_label_noise_changes_one_class_of_the_asked_share():
     assert (half != label).sum(1).tolist().count(1) == 200 and (half[400:] == label[400:]).all()
     changed = (tenth != label).any(1)
     assert changed.sum() == 40 and (half[changed] == tenth[changed]).all()
+
+
+# ---- mixed images ----
+
+
+def test_several_labels_are_mixed_by_the_shares_of_images():
+    """As the paper's formula has it, class by class: an image without labels takes some of the other's."""
+    image, label = torch.rand(2, 1, 4, 8), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    mixup, cutmix = MixUp(), CutMix()
+    mixup.num_classes = cutmix.num_classes = 3
+    partner = torch.tensor([1, 0])
+    _, found = mixup.transform(image, label, mixup.parameters_of(torch.tensor([0.25, 0.9]), partner))
+    torch.testing.assert_close(found, torch.tensor([[0.25, 0, 0.25], [0.1, 0, 0.1]]))
+    box = torch.tensor([[2, 1, 6, 3], [0, 0, 8, 4]])
+    _, found = cutmix.transform(image, label, cutmix.parameters_of(box, partner, image.shape))
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0, 0.75], [1.0, 0, 1.0]]))
+
+
+def test_a_mixed_training_batch_has_the_labels_that_it_shows(table):
+    """Of images that are as bright as their first class, the brightness tells how much of that class is in a mix."""
+    data = TableData(table=table(label=CELLS), label_separator="|", num_workers=0, image_size=8)
+    data.augment = Pipeline([EitherMixing([MixUp(alpha=1.0), CutMix()])])
+    ready(data)
+    label = torch.tensor(WANTED[:48], dtype=torch.float32)
+    image = (label[:, 0] * 255).byte().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    data.mean, data.std = [0.0] * 3, [1.0] * 3
+    mixed, found = data.prepare(image, label)
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), found[:, 0], atol=1e-4, rtol=0)
+    assert found.shape == label.shape and not torch.equal(found, label) and found.max() <= 1

@@ -1,5 +1,6 @@
 """Classes with an order, such as grades: where it comes from, and that none is made up."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,14 @@ import pytest
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
 from imgcls.data.sample import SampleData
+from imgcls.data.shards import ShardData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
 from imgcls.tasks import find
 
 from .conftest import write_image
 from .test_data import ready, write_table
+from .test_shards import packed
 
 GRADES = ["none", "mild", "moderate", "severe"]
 
@@ -95,6 +98,17 @@ def test_an_order_is_for_ordered_classes_alone():
             SampleData(task=task, ordered=True)
     with pytest.raises(UserError, match="--data.task orderd: there is no module imgcls.tasks.orderd"):
         SampleData(task="orderd")
+
+
+def test_a_pack_keeps_the_order():
+    root = packed(FolderData(root=folder(*sorted(GRADES)), ordered=GRADES, num_workers=0))
+    assert (
+        json.loads(Path(root, "pack.json").read_text())["task"] == "ordered" and not Path(root, "train.label").exists()
+    )
+    pack = ready(ShardData(root=root, num_workers=0))
+    assert (pack.task, pack.class_names) == ("ordered", GRADES)
+    source, index = pack.parts["train"]
+    assert all(source.names[k].split("/")[0] == GRADES[source.label[k]] for k in index.tolist())
 
 
 def test_images_without_labels_are_of_the_kind_of_a_run(photos):

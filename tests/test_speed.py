@@ -53,11 +53,13 @@ def test_an_augmentation_without_a_counterpart_has_no_rival(imgcls):
     assert "stock Kornia" not in stages and "torchvision v2 per image" in stages
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("rival", [stock_kornia, torchvision_per_sample])
-def test_rivals_mix_as_we_do(rival):
+def test_rivals_mix_as_we_do(rival, several):
     """MixUp of white and black images is gray, CutMix has both, one of the two is either."""
     image, label = torch.zeros(8, 3, 16, 16, dtype=torch.uint8), torch.arange(8) % 2
     image[label == 1] = 255
+    label = torch.eye(2)[label] if several else label
     for mixing in ([MixUp(1.0)], [CutMix()], [OneOf([MixUp(1.0), CutMix()])]):
         augment = Pipeline([RandomHorizontalFlip(), *mixing])
         augment.configure(16, 2)

@@ -50,7 +50,8 @@ def torchvision_per_sample(augment: Augmentation | None, mean: list[float], std:
 
 def _one_of(mix: list[Any], image: Tensor, label: Tensor) -> Any:
     """Theirs choose one for a whole batch."""
-    return random.choice(mix)(image, label) if mix else image
+    # of several labels an image one stands for all: Kornia mixes no others, and images are what takes the time
+    return random.choice(mix)(image, label if label.ndim == 1 else label.argmax(1)) if mix else image
 
 
 def _operations(augment: Augmentation | None, counterparts: Counterparts) -> tuple[list[Any] | None, list[Any]]:

@@ -3,8 +3,9 @@
 A pack is tar files that any WebDataset reader knows, and an index.
 
 OUT/pack.json          class names, size and statistics, fingerprint; images and bytes of each shard
-    train-000000.tar   000000000.png, 000000000.cls (the label's number), 000000001.png …
+    train-000000.tar   000000000.png, 000000000.cls (the number of its class, or of all, by spaces), 000000001.png …
     train.index        of each image four int64: first byte and bytes in its shard, label, first byte of its line
+    train.label        of each image that may have several labels, whether it is of each class, uint8; the index has -1
     train.jsonl        of each image a line ["name", "value of a further column", …]
     train.group        of each image its group, int64, if the data have groups
     skipped.csv        what --data.on_error=skip left out
@@ -122,7 +123,9 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             contents = _in_order(_Encoder(source, size, value_range), order.tolist(), workers)
             if grouped and source.group is not None:
                 source.group[order].astype("<i8").tofile(fresh / f"{part}.group")
-            written[part] = _write(fresh, part, source, order, columns, shard_mb * MB, contents)
+            if source.label.ndim == 2:
+                source.label[order].astype(np.uint8).tofile(fresh / f"{part}.label")
+            written[part] = _write(fresh, data, part, order, columns, shard_mb * MB, contents)
         facts = {
             "format": FORMAT,
             "made_by": f"imgcls {__version__}",
@@ -138,6 +141,8 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
             "skipped": len(data.skipped),
             "parts": written,
         }
+        if data.task != ImageDataModule.native_task:  # else as earlier versions wrote it
+            facts |= {"task": data.task, "multi_hot": parts["train"][0].label.ndim == 2}
         if data.skipped:
             write_skipped(fresh / "skipped.csv", PARTS, data.skipped)
         (fresh / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -151,14 +156,15 @@ def pack(data: ImageDataModule, out: Path, shard_mb: float, size: int | None) ->
 
 def _write(
     folder: Path,
+    data: ImageDataModule,
     part: Part,
-    source: Source,
     order: np.ndarray,
     columns: list[str],
     limit: float,
     contents: Iterator[bytes],
 ) -> dict[str, Any]:
-    """Write the images `order` (N,) of a source as a part; images and bytes of each shard, bytes of the text."""
+    """Write the images `order` (N,) of a part; images and bytes of each shard, bytes of the text."""
+    source = data.parts[part][0]
     index = np.memmap(folder / f"{part}.index", np.dtype("<i8"), "w+", shape=(len(order), 4))
     shards: list[list[int]] = []
     with open(folder / f"{part}.jsonl", "wb") as text:
@@ -169,10 +175,10 @@ def _write(
                 while number < len(order) and (number == first or shard.tell() < limit):
                     image = int(order[number])
                     content = next(contents)
-                    label = int(source.label[image])
+                    label = source.label[[image]]
                     start = _add(shard, f"{number:09d}.{_extension(content)}", content)
-                    index[number] = start, len(content), label, text.tell()
-                    _add(shard, f"{number:09d}.cls", str(label).encode())
+                    index[number] = start, len(content), label[0] if label.ndim == 1 else -1, text.tell()
+                    _add(shard, f"{number:09d}.cls", " ".join(map(str, data.kind.pairs(label)[1].tolist())).encode())
                     line = [source.names[image], *(source.columns[name][image] for name in columns)]
                     text.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                     number += 1

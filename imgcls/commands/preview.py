@@ -9,6 +9,7 @@ from torch import Tensor
 
 from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
+from imgcls.data.batches import label_tensor
 from imgcls.errors import UserError
 from imgcls.images.arrays import as_shown
 from imgcls.pages.figures import image_grid, save
@@ -55,8 +56,8 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
     chosen = index[position]
     dataset: Any = data.train_dataloader().dataset
     original = source.images(chosen.tolist(), data.resize_crop("val"))
-    label = torch.from_numpy(source.label[chosen])
-    rows, titles = [original], [data.class_names[k] for k in label.tolist()]
+    label = label_tensor(source.label[chosen])
+    rows, titles = [original], data.kind.text(source.label[chosen], data.class_names)
     for version in range(VERSIONS):
         torch.manual_seed(data.seed + version)
         loaded = dataset.to_device(dataset[(position + version * len(index)).tolist()])["image"].cpu()
@@ -70,4 +71,4 @@ def preview_images(data: ImageDataModule, count: int) -> tuple[Tensor, list[str]
 def _title(label: Tensor, names: list[str]) -> str:
     if label.ndim == 0:
         return names[int(label)]
-    return "\n".join(f"{names[k]} {label[k]:.2f}" for k in label.argsort(descending=True)[:2].tolist() if label[k] > 0)
+    return "\n".join(f"{names[k]} {label[k]:.2f}" for k in label.argsort(descending=True)[:4].tolist() if label[k] > 0)

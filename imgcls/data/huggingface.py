@@ -77,8 +77,8 @@ class HuggingFaceData(ImageDataModule):
             self.class_names = self.in_order(class_order({name for of in self._names("train") for name in of or ()}))
             if each is not held and {*self.class_names} in FLAGS:
                 raise UserError(
-                    f"--data.label_column {self.label_column}: lists of {' and '.join(self.class_names)} seem to say of "
-                    "each class whether it is there; give lists of those that are, or a table with --data.label_columns"
+                    f"--data.label_column {self.label_column}: lists of {' and '.join(self.class_names)} seem to say "
+                    "of each class whether it is there; give lists of those that are, or a table, --data.label_columns"
                 )
         else:
             raise UserError(f"--data.label_column {self.label_column}: holds {held}; texts, integers or classes can be")

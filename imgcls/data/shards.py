@@ -36,6 +36,7 @@ from imgcls.errors import UserError
 from imgcls.images.shard_files import shard_files
 from imgcls.images.shards import ShardSource
 from imgcls.images.sources import Source
+from imgcls.tasks import SINGLE_LABEL
 
 GB = 1e9
 
@@ -69,6 +70,7 @@ class ShardData(ImageDataModule):
         self.files, self.window = shard_files(root, download_to, download_gb * GB), window
         facts = self.files.facts
         self.class_names, self.native_size = facts["class_names"], facts["size"]
+        self.native_task = facts.get("task", SINGLE_LABEL)
         self.native_channels, self.native_mean, self.native_std = facts["channels"], facts["mean"], facts["std"]
         largest = max(size for part in facts["parts"].values() for _, size in part["shards"])
         if "://" in root and 2 * window * largest > download_gb * GB:

@@ -31,8 +31,9 @@ class TableData(ImageDataModule):
         table: The file, .csv or .parquet.
         path_column: Paths, absolute or relative to `root` (default: the table's own folder).
         label_column: Labels, of any kind.
-        label_separator: What stands between the labels of an image that has several, such as `|`; `none`: a label is
-            one name, whatever it holds. Default: one name, but labels that look like several are asked about.
+        label_separator: What stands between the labels of an image that has several, such as `|`, by which lists of a
+            Parquet file are joined; `none`: a label is one name, whatever it holds. Default: one name, but labels that
+            look like several are asked about.
         label_columns: Columns of 0 and 1, or true and false, one for each class, in place of a column of labels; the
             classes are in this order, and an empty cell is 0.
         leave_out_column: Images for which it says anything are not trained on, such as `suggested` of an audit's
@@ -251,4 +252,10 @@ def _read_parquet(table: Path) -> dict[str, list[str]]:
         columns = pyarrow.parquet.read_table(table).to_pydict()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise UserError(f"{table}: cannot be read as Parquet ({error})") from error
-    return {name: ["" if v is None or v != v else str(v) for v in values] for name, values in columns.items()}
+    return {name: [_text(value) for value in values] for name, values in columns.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "|".join(map(_text, value))
+    return "" if value is None or value != value else str(value)

@@ -30,10 +30,14 @@ class ShardSource(EncodedSource):
     def __init__(self, files: ShardFiles, part: Part, window: int) -> None:
         facts = files.facts["parts"][part]
         count, size = sum(images for images, _ in facts["shards"]), facts["text"]
-        # of each image: where it begins in its shard, its bytes, its label, where its line begins in the text
+        # of each image: where it begins in its shard, its bytes, its label or -1, where its line begins in the text
         index = np.memmap(files.path(f"{part}.index", 32 * count), np.dtype("<i8"), "r", shape=(count, 4))
         text = files.path(f"{part}.jsonl", size)
-        super().__init__(index[:, 2], Texts(text, index[:, 3], 0))
+        classes = len(files.facts["class_names"])
+        label = index[:, 2]
+        if files.facts.get("multi_hot"):
+            label = np.memmap(files.path(f"{part}.label", count * classes), np.int8, "r", shape=(count, classes))
+        super().__init__(label, Texts(text, index[:, 3], 0))
         columns = enumerate(files.facts["columns"], 1)
         self.columns = {name: Texts(text, index[:, 3], field) for field, name in columns}
         if files.facts.get("grouped"):  # packs of earlier versions do not say
@@ -42,7 +46,7 @@ class ShardSource(EncodedSource):
         self.shards = facts["shards"]
         self.start = np.cumsum([0, *(images for images, _ in self.shards)])[:-1]
         self._open: dict[int, int] = {}
-        if self.label.min() < 0 or self.label.max() >= len(files.facts["class_names"]):
+        if label.min() < 0 or label.max() >= (classes if label.ndim == 1 else 2):
             raise UserError(f"{files.place}: labels of the {part} part are no numbers of classes; make the pack anew")
         self._forget()
         for number, (_, size) in enumerate(self.shards):
