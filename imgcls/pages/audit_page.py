@@ -12,7 +12,7 @@ from imgcls.system.files import write_atomic
 FOUND = {
     "broken": "images that cannot be read",
     "unusable": "rows or files that cannot be used",
-    "two_labels": "images that are there with several labels",
+    "two_labels": "images of which a copy is labelled otherwise",
     "leaks": "images that are, pixel by pixel, in another part too",
     "copies": "further copies, pixel by pixel, within a part",
     "near_leaks": "images that look like one in another part",
