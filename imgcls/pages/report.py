@@ -28,7 +28,8 @@ def report(run: RunFolder) -> str:
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
     columns = [key for key in (classes or [{}])[0] if key != "class" and not key.endswith(("_low", "_high"))]
     headline = (f"test/{task.metric}", f"val/{task.metric}", "fit/seconds")
-    curves = {"loss": "Loss", task.metric: f"{task.metric_name[0].upper()}{task.metric_name[1:]}"}
+    name = task.metric_name
+    curves = {"loss": "Loss", task.metric: name.capitalize() if name.islower() else name}
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     return template("report.html").render(
