@@ -54,6 +54,13 @@ class Predictions:
         """Whether they are, (M,) bool."""
         return self.task.right(self.logits, self.label, self.cut)
 
+    @property
+    def hits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The class of each label that is given, (P,) int64, and whether it is found, (P,) bool."""
+        label, decided = (self.task.pairs(of) for of in (self.label, self.decided))
+        there, seen = (image * self.logits.shape[1] + number for image, number in (label, decided))
+        return label[1], np.isin(there, seen)
+
     def worst_mistakes(self, count: int) -> np.ndarray:
         """Positions of the `count` wrong predictions with the highest confidence, most confident first."""
         wrong = np.flatnonzero(~self.right)

@@ -195,13 +195,11 @@ class Judged:
     """How two groups judge each image that both were tested on; over several splits, each image once.
 
     Attributes:
-        label: Label of each image.
         group: Share of the group's runs that predict it right, (M,).
         baseline: Likewise.
         row: For each image the table of predictions that names it, and its row there.
     """
 
-    label: np.ndarray
     group: np.ndarray
     baseline: np.ndarray
     row: list[tuple[Path, int]]
@@ -215,26 +213,31 @@ def judged(group: Group, base: Group, name: str = "test") -> Judged | None:
     tests = [ours[0] for ours, _ in found]
     index = np.concatenate([test.predictions.index for test in tests])
     _, first, place = np.unique(index, return_index=True, return_inverse=True)
-    labels = np.concatenate([test.predictions.label for test in tests])
     times = np.bincount(place)
     rows = [(test.table, k) for test in tests for k in range(len(test.right))]
     shares = [np.bincount(place, np.concatenate([*map(_shares, side)])) / times for side in zip(*found, strict=True)]
-    return Judged(labels[first], shares[0], shares[1], [rows[k] for k in first])
+    return Judged(shares[0], shares[1], [rows[k] for k in first])
 
 
 def per_class(group: Group, base: Group, name: str = "test") -> list[tuple[str, float, float, float]]:
-    """Class, accuracy on images that have it in the baseline and in the group, and the difference; by size of it."""
-    found = judged(group, base, name)
-    if found is None:
+    """Class, share of the images that have it on which it is found, in baseline and group, and the difference.
+
+    The largest difference first. Of one label an image it is the accuracy on a class.
+    """
+    found = _tested(_pairs(group, base, f"{name}/acc"), name)
+    if not found:
         return []
     names = base.runs[0].environment.get("data", {}).get("class_names", [])
-    rows = []
-    image, classes = base.runs[0].task.pairs(found.label)
-    for number in np.unique(classes).tolist():
-        of_class = image[classes == number]
-        ours, theirs = float(found.group[of_class].mean()), float(found.baseline[of_class].mean())
-        rows.append((names[number] if number < len(names) else str(number), theirs, ours, ours - theirs))
+    sides = [[test.predictions for tests in side for test in tests] for side in zip(*found, strict=True)]
+    ours, theirs = (_recall(side) for side in sides)
+    rows = [(names[k] if k < len(names) else str(k), theirs[k], ours[k], ours[k] - theirs[k]) for k in ours]
     return sorted(rows, key=lambda row: -abs(row[3]))
+
+
+def _recall(predictions: Sequence[Predictions]) -> dict[int, float]:
+    """Of each class that an image has, the share of such images on which it is found."""
+    number, hit = (np.concatenate(of) for of in zip(*(found.hits for found in predictions), strict=True))
+    return {k: float(hit[number == k].mean()) for k in np.unique(number).tolist()}
 
 
 def disagreements(group: Group, base: Group, name: str = "test") -> list[dict[str, Any]]:
