@@ -1,6 +1,7 @@
 """Classes with an order, such as grades: where it comes from, and that none is made up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from imgcls.data.sample import SampleData
 from imgcls.data.shards import ShardData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
+from imgcls.runs.predictions import read_predictions
 from imgcls.tasks import find
 
-from .conftest import write_image
+from .conftest import QUIET, ROOT, write_image
 from .test_data import ready, write_table
 from .test_shards import packed
 
@@ -114,3 +116,22 @@ def test_a_pack_keeps_the_order():
 def test_images_without_labels_are_of_the_kind_of_a_run(photos):
     data = FilesData(["a", "b"], task="ordered", root=str(photos))
     assert data.task == "ordered" and set(data.open("test").label.tolist()) == {-1}
+
+
+def test_other_images_of_a_run_may_have_fewer_grades(imgcls):
+    """They are tested in the order of the run, whatever order they would have themselves."""
+    words = ["--config", ROOT / "configs/data/folder.yaml", "--config", ROOT / "configs/model/cnn.yaml", *QUIET]
+    words += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.backbone.depth=1", "--data.image_size=8"]
+    words += ["--model.backbone.width=4", "--data.num_workers=0", "--data.batch_size=8", "--run_dir=run"]
+    code, _, err = imgcls(
+        "fit", *words, f"--data.root={folder(*sorted(GRADES))}", f"--data.ordered=[{','.join(GRADES)}]"
+    )
+    assert code == 0, err
+    for name in ("severe", "none"):
+        shutil.copytree(Path("photos", name), Path("other", name))
+    code, _, err = imgcls("test", "--run=run", "--data.root=other", *QUIET)
+    assert code == 0, err
+    found = json.loads(Path("run/evaluations/other/environment.json").read_text())
+    options = found["config"]["init_args"]
+    assert (options["task"], options["ordered"]) == ("ordered", GRADES)
+    assert read_predictions(Path("run/evaluations/other/predictions/test.npz")).label.tolist() == [0] * 10 + [3] * 10
