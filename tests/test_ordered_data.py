@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
@@ -92,6 +93,16 @@ def test_data_that_number_their_classes_keep_their_order(messages):
     assert ready(SampleData(ordered=names)).task == "ordered"
     with pytest.raises(UserError, match="number their classes themselves, T-shirt/top < Trouser <"):
         ready(SampleData(ordered=names[::-1]))
+
+
+def test_an_order_of_numbers_may_be_given_as_numbers(photos):
+    rows = [{"path": f"{of}/{k:02d}.png", "label": number} for k in range(20) for of, number in
+            (("red fox", 0), ("blue bird", 1), ("grüner Frosch", 2))]  # fmt: skip
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TableData, "data")
+    words = ["--data=TableData", f"--data.table={write_table(Path('t.csv'), rows)}", f"--data.root={photos}"]
+    data = parser.instantiate(parser.parse_args([*words, "--data.ordered=[2,1,0]"])).data
+    assert data.class_names == ["2", "1", "0"] and data.open("train").label[:3].tolist() == [2, 1, 0]
 
 
 def test_an_order_is_for_ordered_classes_alone():
