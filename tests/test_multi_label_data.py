@@ -199,7 +199,9 @@ def test_a_table_says_several_labels_in_cells_or_columns(table, way):
 def test_rows_that_say_nothing_of_a_class_are_named_or_left_out(table):
     dog = flags(1, "0", "1")[:57] + ["2", "-1", "1"]
     options = {"table": table(cat=flags(0, "0", "1"), dog=dog), "label_columns": ["cat", "dog"], "num_workers": 0}
-    with pytest.raises(UserError, match=r"t.csv:59: column 'dog' holds '2', which is none of 0, 1, true, .*t.csv:60: "):
+    with pytest.raises(
+        UserError, match=r"t.csv:59: column 'dog' holds '2', which is none of 0, 1, true and false, .*t.csv:60: "
+    ):
         TableData(**options)
     data = TableData(**options, on_error="skip")
     assert [of.reason.split(",")[0] for of in data.skipped] == ["column 'dog' holds '2'", "column 'dog' holds '-1'"]

@@ -1,9 +1,11 @@
 """Classes with an order, such as grades: where it comes from, and that none is made up."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from imgcls.data.files import FilesData
 from imgcls.data.folder import FolderData
@@ -11,9 +13,10 @@ from imgcls.data.sample import SampleData
 from imgcls.data.shards import ShardData
 from imgcls.data.table import TableData
 from imgcls.errors import UserError
+from imgcls.runs.predictions import read_predictions
 from imgcls.tasks import find
 
-from .conftest import write_image
+from .conftest import QUIET, ROOT, write_image
 from .test_data import ready, write_table
 from .test_shards import packed
 
@@ -92,6 +95,16 @@ def test_data_that_number_their_classes_keep_their_order(messages):
         ready(SampleData(ordered=names[::-1]))
 
 
+def test_an_order_of_numbers_may_be_given_as_numbers(photos):
+    rows = [{"path": f"{of}/{k:02d}.png", "label": number} for k in range(20) for of, number in
+            (("red fox", 0), ("blue bird", 1), ("grüner Frosch", 2))]  # fmt: skip
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(TableData, "data")
+    words = ["--data=TableData", f"--data.table={write_table(Path('t.csv'), rows)}", f"--data.root={photos}"]
+    data = parser.instantiate(parser.parse_args([*words, "--data.ordered=[2,1,0]"])).data
+    assert data.class_names == ["2", "1", "0"] and data.open("train").label[:3].tolist() == [2, 1, 0]
+
+
 def test_an_order_is_for_ordered_classes_alone():
     for task in ("single_label", "multi_label"):
         with pytest.raises(UserError, match=f"--data.ordered: is for --data.task=ordered, not for {task}"):
@@ -114,3 +127,22 @@ def test_a_pack_keeps_the_order():
 def test_images_without_labels_are_of_the_kind_of_a_run(photos):
     data = FilesData(["a", "b"], task="ordered", root=str(photos))
     assert data.task == "ordered" and set(data.open("test").label.tolist()) == {-1}
+
+
+def test_other_images_of_a_run_may_have_fewer_grades(imgcls):
+    """They are tested in the order of the run, whatever order they would have themselves."""
+    words = ["--config", ROOT / "configs/data/folder.yaml", "--config", ROOT / "configs/model/cnn.yaml", *QUIET]
+    words += ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--model.backbone.depth=1", "--data.image_size=8"]
+    words += ["--model.backbone.width=4", "--data.num_workers=0", "--data.batch_size=8", "--run_dir=run"]
+    code, _, err = imgcls(
+        "fit", *words, f"--data.root={folder(*sorted(GRADES))}", f"--data.ordered=[{','.join(GRADES)}]"
+    )
+    assert code == 0, err
+    for name in ("severe", "none"):
+        shutil.copytree(Path("photos", name), Path("other", name))
+    code, _, err = imgcls("test", "--run=run", "--data.root=other", *QUIET)
+    assert code == 0, err
+    found = json.loads(Path("run/evaluations/other/environment.json").read_text())
+    options = found["config"]["init_args"]
+    assert (options["task"], options["ordered"]) == ("ordered", GRADES)
+    assert read_predictions(Path("run/evaluations/other/predictions/test.npz")).label.tolist() == [0] * 10 + [3] * 10

@@ -70,10 +70,11 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     except ArgumentError as error:
         raise UserError(explain(str(error), words, [], [])) from error
     taken = {k: v for k, v in own["init_args"].items() if k in SHARED - given}
-    # the other data may have fewer classes, which then have no order to check, and know best how they are labelled
-    section["init_args"] |= {k: v for k, v in taken.items() if k not in ("task", "ordered")} | {"augment": None}
+    # of the labelled set alone: the data may have fewer classes than an order, and know best how they are labelled
+    labels = {k: taken.pop(k) for k in ("task", "ordered") if k in taken}
+    section["init_args"] |= taken | {"augment": None}
     outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
-    outer |= {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
+    outer |= labels | {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
     return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
 
 

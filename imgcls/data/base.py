@@ -117,7 +117,7 @@ class ImageDataModule(DeviceBatches, ABC):
         interpolation: Interpolation | None = None,
         crop_fraction: float | None = None,
         task: str | None = None,
-        ordered: bool | list[str] = False,
+        ordered: bool | list[str | int] = False,
         value_range: list[float] | list[list[float]] | Literal["none"] | None = None,
         bands: list[int] | None = None,
         num_bands: int | None = None,
@@ -141,7 +141,8 @@ class ImageDataModule(DeviceBatches, ABC):
     ) -> None:
         super().__init__()
         check_ranges(locals())
-        self.task, self.ordered = named_task(task, ordered, self.native_task), ordered
+        self.task = named_task(task, bool(ordered), self.native_task)
+        self.ordered = [*map(str, ordered)] if isinstance(ordered, list) else ordered
         self.root = Path(root).expanduser() if root else None
         self.batch_size: int = batch_size  # type: ignore[assignment]  # the CLI replaces auto before it is used
         self.cache, self.decoder, self.num_workers = cache, decoder, num_workers

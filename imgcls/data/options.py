@@ -40,7 +40,7 @@ def check_ranges(options: Mapping[str, Any]) -> None:
     check(ascending, "value_range", values, "[low, high] with low below high, or a list of those of each channel")
 
 
-def named_task(task: str | None, ordered: bool | list[str], native: str) -> str:
+def named_task(task: str | None, ordered: bool, native: str) -> str:
     """The kind of labels that options ask for, else the data's own.
 
     Raises:

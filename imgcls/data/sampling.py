@@ -14,7 +14,7 @@ from imgcls.tasks import Pairs
 def with_unlabelled(pairs: Pairs, count: int) -> Pairs:
     """Image and class of each label; of N images those without one are a class more, which comes last."""
     image, of = pairs
-    none = np.setdiff1d(np.arange(count), image)
+    none = np.flatnonzero(np.bincount(image, minlength=count) == 0)
     return np.append(image, none), np.append(of, np.full(len(none), of.max(initial=-1) + 1))
 
 

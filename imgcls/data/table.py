@@ -10,7 +10,7 @@ import numpy as np
 
 from imgcls.data.base import ImageDataModule, Part
 from imgcls.data.parts import part_named
-from imgcls.data.table_labels import Names, check_ways, in_cells, in_columns
+from imgcls.data.table_labels import Names, in_cells, in_columns, several_labels
 from imgcls.errors import UserError, near, printable
 from imgcls.images.checking import LISTED, Skipped, first_of
 from imgcls.images.sources import FileSource, Source
@@ -24,8 +24,8 @@ class TableData(ImageDataModule):
 
     Classes are the distinct labels of the training rows, sorted, as numbers if all of them are whole numbers. Rows
     without a label, with one that is no class, or with an image that another row has, cannot be used: see `on_error`.
-    Where images may have several labels, they may also have none.
-    Test results are also shown for each value of every further column that has at most 50 of them.
+    Where images may have several labels, they may also have none. Test results are also shown for each value of every
+    further column that has at most 50 of them.
 
     Args:
         table: The file, .csv or .parquet.
@@ -59,7 +59,7 @@ class TableData(ImageDataModule):
         group_column: str | None = None,
         **kwargs: Any,
     ) -> None:
-        several = check_ways(label_separator, label_columns)
+        several = several_labels(label_separator, label_columns)
         if several:
             self.native_task = "multi_label"
         super().__init__(**kwargs)

@@ -12,7 +12,7 @@ PERHAPS_JOINING = "/+&"  # such as in T-shirt/top
 CELLS = {"1": True, "true": True, "1.0": True, "0": False, "false": False, "0.0": False, "": False}
 
 
-def check_ways(label_separator: str | None, label_columns: Sequence[str] | None) -> bool:
+def several_labels(label_separator: str | None, label_columns: Sequence[str] | None) -> bool:
     """Whether options say that rows have several labels.
 
     Raises:
@@ -46,15 +46,14 @@ def in_cells(cells: Sequence[str], separator: str | None, line: Callable[[int], 
 
 def in_columns(columns: Mapping[str, Sequence[str]]) -> tuple[list[Names], dict[int, str]]:
     """Classes of each row, by columns that say whether it is of the class; rows that say something else, and what."""
-    names, wrong = list(columns), dict[int, str]()
-    rows = list(zip(*columns.values(), strict=True))
-    for number, cells in enumerate(rows):
-        for name, cell in zip(names, cells, strict=True):
-            if cell.lower() not in CELLS:
-                wrong[number] = f"column {name!r} holds {cell!r}, which is none of 0, 1, true, false and nothing"
-                break
-    there = [[CELLS.get(cell.lower(), False) for cell in cells] for cells in rows]
-    return [tuple(name for name, yes in zip(names, of, strict=True) if yes) for of in there], wrong
+    names, found, wrong = list(columns), list[Names](), dict[int, str]()
+    for row, cells in enumerate(zip(*columns.values(), strict=True)):
+        said = [CELLS.get(cell.lower()) for cell in cells]
+        if None in said:
+            first = said.index(None)
+            wrong[row] = f"column {names[first]!r} holds {cells[first]!r}, which is none of 0, 1, true and false"
+        found.append(tuple(name for name, there in zip(names, said, strict=True) if there))
+    return found, wrong
 
 
 def _split(cell: str, separator: str) -> set[str]:
