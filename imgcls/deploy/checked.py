@@ -24,6 +24,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, load_run
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json, write_atomic
+from imgcls.tasks import Task
 
 Decide = Callable[[np.ndarray], np.ndarray]  # labels by probabilities (B, K)
 
@@ -65,10 +66,11 @@ def export(
     with torch.no_grad():
         logits = torch.cat([model.logits(i) for i in normalized])
     expected = model.task.probability(logits / scaled_by).numpy()
-    thresholds = None if model.cut is None else model.task.probability((model.cut / scaled_by)[None])[0].numpy()
-    decide = partial(model.task.decided, cut=thresholds)
+    cut = None if model.cut is None else model.cut / scaled_by
+    thresholds = None if cut is None else model.task.probability(cut[None])[0].tolist()
+    decide = partial(_decide, task=model.task, cut=cut)
     model.finetune.merge(model.backbone)
-    about = describe(run, scaled_by, None if thresholds is None else thresholds.tolist(), resize_crop.resize)
+    about = describe(run, scaled_by, thresholds, resize_crop.resize)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)
@@ -106,6 +108,10 @@ def export(
     write_atomic(out, content)
     write_atomic(card, write_card(run, kind, out.name, about, check, cost))
     print(f"{kind}: {out} ({len(content) / 1e6:.1f} MB)\nmodel card: {card}")
+
+
+def _decide(probability: np.ndarray, task: Task, cut: torch.Tensor | None) -> np.ndarray:
+    return task.decided(task.log_odds(torch.from_numpy(probability)), cut).numpy()
 
 
 def _compare(
