@@ -1,7 +1,8 @@
 """What each kind of labels promises: those of the package, and one that is a single module beside it."""
 
+import csv
 import json
-import sys
+from pathlib import Path
 from pkgutil import iter_modules
 from types import SimpleNamespace
 
@@ -9,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 
-import imgcls.tasks
+from imgcls import load, tasks
+from imgcls.classifier import Classifier
 from imgcls.errors import UserError
 from imgcls.losses import Loss
+from imgcls.runs.predictions import read_predictions
 from imgcls.tasks import Task, find
 
+from .conftest import QUIET, ROOT, write_image
+from .test_cli import rows, same, weights
+
 OWN = "kinds_of_ours.OneOrNone"
-MODULE = '''"""Images of one class, or of none of them: class `nothing`, number 0, which another must outdo by a lead."""
+MODULE = '''"""Images of one class, or of none: class `nothing`, number 0, which another must outdo by a lead."""
 
 import numpy as np
 import torch
@@ -90,7 +97,7 @@ class OneOrNone(SingleLabel):
         found["metrics"] |= accuracy(self.right(logits, label, cut))
         return found
 '''
-KINDS = sorted(module.name for module in iter_modules(imgcls.tasks.__path__) if module.name != "base")
+KINDS = sorted(module.name for module in iter_modules(tasks.__path__) if module.name != "base")
 N, K = 240, 5
 NAMES = ["grade 0", "grade 1", "grade 2", "grade 3", "grade 4"]
 
@@ -308,12 +315,12 @@ def test_cuts_found_in_an_epoch_are_better_than_those_to_begin_with(task, drawn)
     logits, label = torch.from_numpy(drawn.logits), as_batch(drawn.label)
     scores = task.scores(K, "val")
     values = []
-    for cut in (None, initial):
+    for cut in (initial, None):
         scores.update(logits, label, torch.zeros(()))
         values.append({name: value.item() for name, value in scores.collect(cut).items()})
-        best = scores.best_cut() if cut is None else best
+    best = scores.best_cut()
     assert best.shape == (K,) and best.dtype == torch.float32 and not torch.equal(best, initial)
-    assert any(values[0][name] > values[1][name] for name in values[0])
+    assert any(values[1][name] > values[0][name] for name in values[0])
 
 
 def test_the_evaluation_has_what_pages_show(task, drawn):
@@ -383,12 +390,12 @@ def test_mistakes_are_counted(task, drawn):
     decided = task.decided(drawn.logits, drawn.cut)
     found = task.mistakes(drawn.label, decided)
     assert found
-    for titles, rows in found.items():
-        assert rows and all(len(classes) == len(titles) for classes, *_ in rows)
-        assert all(0 < images <= of <= N for _, images, of in rows)
-        counts = [images for _, images, _ in rows]
+    for titles, kind in found.items():
+        assert kind and all(len(classes) == len(titles) for classes, *_ in kind)
+        assert all(0 < images <= of <= N for _, images, of in kind)
+        counts = [images for _, images, _ in kind]
         assert counts == sorted(counts, reverse=True)
-    total = sum(images for rows in found.values() for _, images, _ in rows)
+    total = sum(images for kind in found.values() for _, images, _ in kind)
     assert total == (decided != drawn.label).sum()
     assert not any(task.mistakes(drawn.label, drawn.label).values())
 
@@ -408,3 +415,126 @@ def test_pictures_and_words_of_predictions(task, drawn):
                 assert float(value) == pytest.approx(probability[k, NAMES.index(name)], abs=0.0051)
     unknown = task.unknown(1, K)[0]
     assert {*task.telling(probability[0], decided[0], unknown)} <= set(range(K))
+
+
+# ---- every verb ----
+
+CLASSES = {"ordered": ["grade 0", "grade 1", "grade 2"], OWN: ["nothing", "bird", "fox"]}
+
+
+@pytest.fixture
+def words(task, tmp_path) -> list[str]:
+    """A fit on images of three colours, or of two in one; a table says which are there."""
+    rng = np.random.default_rng(0)
+    names = CLASSES.get(task.name, ["bird", "fox", "newt"])
+    several = task.unknown(1, 3).ndim == 2
+    table = [("path", "label", "split")]
+    for number in range(60):
+        shown = sorted(rng.choice(3, rng.integers(0, 3) if several else 1, replace=False).tolist())
+        part = "test" if number % 5 == 0 else "val" if number % 5 == 1 else "train"
+        path = tmp_path / "images" / f"{number}.png"
+        write_image(path, 3, (24, 24), seed=number)
+        for half, k in enumerate(shown):
+            write_image(tmp_path / "half.png", k, (24 // len(shown), 24), seed=number)
+            with Image.open(path) as image, Image.open(tmp_path / "half.png") as pasted:
+                image.paste(pasted, (half * 12, 0))
+                image.save(path)
+        table.append((f"images/{number}.png", "|".join(names[k] for k in shown), part))
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        csv.writer(file).writerows(table)
+    words = ["--config", ROOT / "configs/data/table.yaml", "--config", ROOT / "configs/model/cnn.yaml", *QUIET]
+    words += [f"--data.table={tmp_path}/table.csv", f"--data.task={task.name}", "--data.image_size=16"]
+    words += ["--data.label_separator=|"] if several else []
+    words += ["--data.batch_size=12", "--data.num_workers=0", "--trainer.accelerator=cpu", "--trainer.max_epochs=3"]
+    return [*map(str, words), "--model.backbone.depth=2", "--model.backbone.width=4", "--seed_everything=0"]
+
+
+@pytest.mark.slow
+def test_every_verb_works(task, words, imgcls, monkeypatch, tmp_path):
+    """A new kind is one module, and nothing else of the package knows of it."""
+
+    def done(*given):
+        code, out, err = imgcls(*given)
+        assert code == 0, err
+        return out
+
+    done("fit", *words, "--run_dir=run")
+    done("fit", *words, "--model.lr=0.01", "--test_after_fit=true", "--run_dir=other")
+    best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert f"validation {task.metric_name}" in done("validate", "--run=run")
+    assert f"test {task.metric_name}" in done("test", "--run=run", "--calibrate=true")
+    metrics, found = (json.loads(Path(f"run/{name}.json").read_text()) for name in ("metrics", "evaluation"))
+    assert {f"val/{task.metric}", f"test/{task.metric}", "val/loss", "test/loss"} <= metrics.keys()
+    assert {f"test/{name}" for name in found["metrics"]} <= metrics.keys()
+
+    predicted = read_predictions(Path("run/predictions/test.npz"))
+    assert predicted.task is task and (predicted.cut is None) == (task.cut(3) is None) == ("cut" not in best)
+    if predicted.cut is not None:
+        assert np.array_equal(predicted.cut, best["cut"].numpy())
+    names = json.loads(Path("run/environment.json").read_text())["data"]["class_names"]
+    table = rows("run/predictions/test.csv")
+    assert [row["label_name"] for row in table] == task.text(predicted.label, names) and len(table) == 12
+    assert [row["prediction_name"] for row in table] == task.text(predicted.decided, names)
+    assert metrics["test/acc"] == pytest.approx(np.mean([row["label"] == row["prediction"] for row in table]), abs=1e-6)
+
+    done("predict", "--run=run", "--data.root=images")
+    said = {Path(row["path"]).name: row for row in rows("run/predictions/predict.csv")}
+    loaded = load("run").predict([f"images/{Path(row['path']).name}" for row in table])
+    assert loaded.class_names == [row["prediction_name"] for row in table]
+    assert loaded.class_names == [said[Path(row["path"]).name]["prediction"] for row in table]
+    assert task.plausible(loaded.probability) and len(said) == 60
+
+    page = Path("run/report.html").read_text()
+    assert all(name in page for name in (*names, f"test/{task.metric}", found["note"][:40]))
+    done("explain", "--run=run")
+    assert Path("run/figures/grad_cam.png").is_file()
+    done("audit", "--run=run", "--out=audit")
+    assert json.loads(Path("audit/audit.json").read_text())["predicted"] == 24
+    for k in range(3):
+        write_image(Path(f"more/{k}.png"), k, (24, 24), seed=100)
+    done("annotate", "--run=run", "--data.root=more", "--count=2", "--out=annotate")
+    assert f"test/{task.metric}" in done("compare", "run", "other", "--out=compare.html")
+    for metric in task.resampled:
+        done("compare", "run", "other", f"--metric=test/{metric}")
+    # as data that are not the run's own, they are matched by name; accuracy is that of the three parts together
+    done("test", "--run=run", f"--data.table={tmp_path}/table.csv", "--data.split_column=none")
+    elsewhere = read_predictions(Path("run/evaluations/table/predictions/test.npz"))
+    assert elsewhere.task is task and len(elsewhere.label) == 60
+    assert elsewhere.right[::5].tolist() == predicted.right.tolist()
+
+    stop_at_step(monkeypatch, 7, "fit", *words, "--run_dir=part", run=imgcls)
+    done("fit", "--resume=part", *QUIET)
+    for name in ("best", "last"):
+        assert same(weights(f"run/checkpoints/{name}.ckpt"), weights(f"part/checkpoints/{name}.ckpt"))
+
+
+def stop_at_step(monkeypatch, step, *words, run):
+    original = Classifier.training_step
+
+    def stopping(self, batch, batch_idx):
+        if self.global_step == step:
+            raise RuntimeError("power cut")
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Classifier, "training_step", stopping)
+        run(*words)
+
+
+@pytest.mark.slow
+def test_an_exported_graph_decides_as_its_run(task, words, imgcls):
+    import onnxruntime
+
+    for given in (["fit", *words, "--run_dir=run"], ["test", "--run=run", "--calibrate=true"], ["export", "--run=run"]):
+        code, _, err = imgcls(*given)
+        assert code == 0, err
+    session = onnxruntime.InferenceSession("run/model.onnx", providers=["CPUExecutionProvider"])
+    predicted, table = read_predictions(Path("run/predictions/test.npz")), rows("run/predictions/test.csv")
+    pixels = np.stack([np.asarray(Image.open(row["path"])).transpose(2, 0, 1) for row in table])
+    found = dict(zip([of.name for of in session.get_outputs()], session.run(None, {"image": pixels}), strict=True))
+    temperature = float(session.get_modelmeta().custom_metadata_map["temperature"])
+    assert np.allclose(found["probability"], task.probabilities(predicted.logits / temperature), atol=0.01)
+    assert ("label" in found) == (predicted.cut is not None)
+    if "label" in found:
+        assert np.mean((found["label"] == predicted.decided).reshape(12, -1).all(1)) > 0.9
+    assert task.limits.partition("{}")[0] in Path("run/model.md").read_text()
