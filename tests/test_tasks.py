@@ -15,12 +15,14 @@ from PIL import Image
 from imgcls import load, tasks
 from imgcls.classifier import Classifier
 from imgcls.errors import UserError
+from imgcls.evaluate.multilabel import best_cuts
 from imgcls.losses import Loss
 from imgcls.runs.predictions import read_predictions
 from imgcls.tasks import Task, find
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights
+from .test_processes import DDP, start
 
 OWN = "kinds_of_ours.OneOrNone"
 MODULE = '''"""Images of one class, or of none: class `nothing`, number 0, which another must outdo by a lead."""
@@ -538,3 +540,23 @@ def test_an_exported_graph_decides_as_its_run(task, words, imgcls):
     if "label" in found:
         assert np.mean((found["label"] == predicted.decided).reshape(12, -1).all(1)) > 0.9
     assert task.limits.partition("{}")[0] in Path("run/model.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["multi_label"], indirect=True)
+def test_two_processes_find_the_metrics_and_cuts_of_one(task, words):
+    start(["fit", *words, *DDP, "--run_dir=run"], 2)
+    kept = torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"]["cut"].numpy()
+    said = {}
+    for processes, devices in ((2, DDP), (1, [])):
+        for verb in ("validate", "test"):
+            start([verb, "--run=run", "--trainer.enable_progress_bar=false", *devices], processes)
+        val, test = (read_predictions(Path(f"run/predictions/{part}.npz")) for part in ("val", "test"))
+        assert np.array_equal(val.cut, best_cuts(val.logits, val.label).astype(np.float32)) and val.cut.any()
+        assert np.array_equal(test.cut, kept)  # of the checkpoint: test images have no say
+        metrics = json.loads(Path("run/metrics.json").read_text())
+        said[processes] = val, test, {k: v for k, v in metrics.items() if k.startswith(("val/", "test/"))}
+    assert np.allclose(said[1][0].cut, kept, atol=1e-5) and np.allclose(said[2][0].cut, kept, atol=1e-5)
+    for one, two in zip(said[1][:2], said[2][:2], strict=True):
+        assert np.array_equal(one.index, two.index) and np.allclose(one.logits, two.logits, atol=1e-5)
+    assert len(said[1][2]) > 20 and said[2][2] == pytest.approx(said[1][2], abs=1e-6)

@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, load_run
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json, write_atomic
-from imgcls.tasks import Task
 
 Decide = Callable[[np.ndarray], np.ndarray]  # labels by probabilities (B, K)
 
@@ -68,7 +66,10 @@ def export(
     expected = model.task.probability(logits / scaled_by).numpy()
     cut = None if model.cut is None else model.cut / scaled_by
     thresholds = None if cut is None else model.task.probability(cut[None])[0].tolist()
-    decide = partial(_decide, task=model.task, cut=cut)
+
+    def decide(probability: np.ndarray) -> np.ndarray:
+        return model.task.decided(model.task.log_odds(torch.from_numpy(probability)), cut).numpy()
+
     model.finetune.merge(model.backbone)
     about = describe(run, scaled_by, thresholds, resize_crop.resize)
     if kind == "safetensors":
@@ -108,10 +109,6 @@ def export(
     write_atomic(out, content)
     write_atomic(card, write_card(run, kind, out.name, about, check, cost))
     print(f"{kind}: {out} ({len(content) / 1e6:.1f} MB)\nmodel card: {card}")
-
-
-def _decide(probability: np.ndarray, task: Task, cut: torch.Tensor | None) -> np.ndarray:
-    return task.decided(task.log_odds(torch.from_numpy(probability)), cut).numpy()
 
 
 def _compare(

@@ -222,8 +222,8 @@ class MultiLabel(Task):
     def figures(  # noqa: D102
         self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]
     ) -> dict[str, Figure]:
+        from imgcls.evaluate.figures import bars_figure
         from imgcls.evaluate.multilabel import average_precision
-        from imgcls.pages.figures import bars_figure
 
         there = label.astype(bool)
         score = np.array([average_precision(probability[:, k], there[:, k]) for k in range(len(class_names))])

@@ -144,7 +144,7 @@ class SingleLabel(Task):
         self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]
     ) -> dict[str, Figure]:
         from imgcls.evaluate.confusion import confusion_matrix
-        from imgcls.pages.figures import confusion_figure
+        from imgcls.evaluate.figures import confusion_figure
 
         matrix = confusion_matrix(label, decided, len(class_names))
         return {"confusion_matrix": confusion_figure(matrix, class_names)}
