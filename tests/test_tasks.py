@@ -523,6 +523,17 @@ def stop_at_step(monkeypatch, step, *words, run):
         run(*words)
 
 
+@pytest.mark.parametrize("task", ["multi_label"], indirect=True)
+@pytest.mark.parametrize("average", ["imgcls.training.ema.EMA", "lightning.pytorch.callbacks.EMAWeightAveraging"])
+def test_an_average_of_weights_has_the_cuts_that_validation_chose(task, words, average, imgcls):
+    Path("average.yaml").write_text(f"# an average\ntrainer:\n  callbacks+:\n  - {average}\n")
+    code, _, err = imgcls("fit", *words, "--config", "average.yaml", "--run_dir=run")
+    assert code == 0, err
+    val = read_predictions(Path("run/predictions/val.npz"))
+    cut = weights("run/checkpoints/best.ckpt")["cut"].numpy()
+    assert np.array_equal(cut, val.cut) and cut == pytest.approx(best_cuts(val.logits, val.label))
+
+
 @pytest.mark.slow
 def test_an_exported_graph_decides_as_its_run(task, words, imgcls):
     import onnxruntime
@@ -548,7 +559,7 @@ def test_two_processes_find_the_metrics_and_cuts_of_one(task, words):
     start(["fit", *words, *DDP, "--run_dir=run"], 2)
     kept = torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"]["cut"].numpy()
     said = {}
-    for processes, devices in ((2, DDP), (1, [])):
+    for processes, devices in ((2, DDP), (1, ["--trainer.devices=1", "--trainer.strategy=auto"])):
         for verb in ("validate", "test"):
             start([verb, "--run=run", "--trainer.enable_progress_bar=false", *devices], processes)
         val, test = (read_predictions(Path(f"run/predictions/{part}.npz")) for part in ("val", "test"))
