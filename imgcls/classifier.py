@@ -180,7 +180,9 @@ class Classifier(LightningModule):
             log.info(f"head solved on {len(found['train'].label)} images: {settings}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the totals of an epoch that is not over, a row for each process."""
+        """Keep the totals of an epoch that is not over, a row for each process, and the cuts that validation chose."""
+        if self.cut is not None:
+            checkpoint["state_dict"]["cut"] = self.cut  # an average, which stands there by now, would blur them
         if self.train_totals is not None:
             checkpoint["train_totals"] = self.trainer.strategy.all_gather(self.train_totals).reshape(-1, 3).clone()
 
@@ -312,10 +314,6 @@ class Classifier(LightningModule):
             self.log(name, value, prog_bar=name in ("val/loss", f"val/{self.task.metric}"))
         return found
 
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return total_steps(self.trainer)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""
         no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
@@ -328,7 +326,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
-        steps = self.total_steps()
+        steps = total_steps(self.trainer)
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()

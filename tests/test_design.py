@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "losses": "errors",
     "optim": "errors",
     "images": "errors system",
-    "tasks": "errors losses evaluate pages",
+    "tasks": "errors losses evaluate",
     "data": "errors system images augment tasks",
     "runs": "errors system images data tasks",
     "science": "errors system runs",

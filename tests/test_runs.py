@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import confusion_matrix as sklearn_confusion
 
 from imgcls.evaluate.confusion import confusion_matrix
-from imgcls.pages.figures import confusion_figure, save
+from imgcls.evaluate.figures import confusion_figure, save
 from imgcls.pages.report import write_report
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions

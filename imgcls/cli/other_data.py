@@ -13,6 +13,7 @@ from imgcls.cli.messages import explain
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION
 from imgcls.errors import UserError
+from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import read_json
 
@@ -70,11 +71,11 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     except ArgumentError as error:
         raise UserError(explain(str(error), words, [], [])) from error
     taken = {k: v for k, v in own["init_args"].items() if k in SHARED - given}
-    # of the labelled set alone: the data may have fewer classes than an order, and know best how they are labelled
-    labels = {k: taken.pop(k) for k in ("task", "ordered") if k in taken}
-    section["init_args"] |= taken | {"augment": None}
-    outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
-    outer |= labels | {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
+    # the other data may have fewer classes, which then have no order to check, and know best how they are labelled
+    section["init_args"] |= {k: v for k, v in taken.items() if k not in ("task", "ordered")} | {"augment": None}
+    outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment", "task", "ordered"}}
+    known = read_json(run.environment)
+    outer |= {"data": section, "class_names": known["data"]["class_names"], "task": task_of(known).name}
     return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
 
 

@@ -16,12 +16,12 @@ from imgcls.data.files import PREPARATION, FilesData
 from imgcls.data.sampling import with_unlabelled
 from imgcls.data.splits import rarest, stratified_order
 from imgcls.errors import UserError
+from imgcls.evaluate.figures import image_grid, save
 from imgcls.evaluate.grad_cam import grad_cam
 from imgcls.evaluate.responses import Patch, strongest_patches
 from imgcls.images.arrays import as_shown
 from imgcls.images.sources import Source
 from imgcls.models.base import Stage
-from imgcls.pages.figures import image_grid, save
 from imgcls.pages.report import write_report
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import with_weights

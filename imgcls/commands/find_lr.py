@@ -16,7 +16,7 @@ from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.data.options import seed_step
 from imgcls.errors import UserError
-from imgcls.pages.figures import save
+from imgcls.evaluate.figures import save
 
 SMOOTHING = 0.95
 

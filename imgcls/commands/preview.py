@@ -11,8 +11,8 @@ from imgcls.cli.lightning import LightningVerb
 from imgcls.data.base import ImageDataModule
 from imgcls.data.batches import label_tensor
 from imgcls.errors import UserError
+from imgcls.evaluate.figures import image_grid, save
 from imgcls.images.arrays import as_shown
-from imgcls.pages.figures import image_grid, save
 
 VERSIONS = 3
 

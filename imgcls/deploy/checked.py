@@ -4,7 +4,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +64,14 @@ def export(
     with torch.no_grad():
         logits = torch.cat([model.logits(i) for i in normalized])
     expected = model.task.probability(logits / scaled_by).numpy()
-    thresholds = None if model.cut is None else model.task.probability((model.cut / scaled_by)[None])[0].numpy()
-    decide = partial(model.task.decided, cut=thresholds)
+    cut = None if model.cut is None else model.cut / scaled_by
+    thresholds = None if cut is None else model.task.probability(cut[None])[0].tolist()
+
+    def decide(probability: np.ndarray) -> np.ndarray:
+        return model.task.decided(model.task.log_odds(torch.from_numpy(probability)), cut).numpy()
+
     model.finetune.merge(model.backbone)
-    about = describe(run, scaled_by, None if thresholds is None else thresholds.tolist(), resize_crop.resize)
+    about = describe(run, scaled_by, thresholds, resize_crop.resize)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)

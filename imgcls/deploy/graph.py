@@ -56,7 +56,7 @@ def _whole(pixels: Tensor) -> Tensor:
 class Exported(nn.Module):
     """A trained classifier with all that comes before and after it.
 
-    Where the kind of labels has cuts, `label` (B, K) bool comes beside the probabilities: what is decided on.
+    Where the kind of labels has cuts, `label` comes beside the probabilities: what is decided on, see `Task.decided`.
 
     Args:
         model: The classifier, merged; it is changed, and not to be used otherwise.
@@ -91,4 +91,4 @@ class Exported(nn.Module):
         else:
             logits = self.link(self.head(self.backbone(image)))
         probability = self.task.probability(logits / self.temperature)
-        return probability if self.cut is None else (probability, logits > self.cut)
+        return probability if self.cut is None else (probability, self.task.decided(logits, self.cut))

@@ -164,15 +164,15 @@ def _by_severity(axes: Axes, groups: Sequence[Group], variation: str) -> None:
     for group in groups:
         rows = []
         for run in group.runs:
-            cells = read_json(run.folder.robustness).get("variations", {}).get(variation)
-            if cells and "test/acc" in run.metrics:
-                rows.append([run.metrics["test/acc"], *(cell["acc"] for cell in cells)])
+            cells, task = read_json(run.folder.robustness).get("variations", {}).get(variation), run.task
+            if cells and (clean := run.metrics.get(f"test/{task.metric}")) is not None:
+                rows.append([clean, *(cell[task.metric] for cell in cells)])
         if rows:
             estimates = [mean_over_seeds(scores) for scores in zip(*rows, strict=True)]
             _error_bars(axes, list(range(len(estimates))), estimates, label=group.name, linestyle="-")
     axes.set(title=variation, xlabel="severity", ylim=(0, 1))
     if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-        axes.set_ylabel("test accuracy")
+        axes.set_ylabel(f"test {groups[0].runs[0].task.metric_name}")
 
 
 def _law_in_words(law: PowerLaw) -> str:

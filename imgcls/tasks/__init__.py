@@ -1,10 +1,11 @@
-"""Kinds of labels by the names of their modules, which need no line here."""
+"""Kinds of labels by name; those of this package need no line here."""
 
 from functools import cache
 from importlib import import_module
 from inspect import isabstract
+from pkgutil import iter_modules
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, near
 from imgcls.tasks.base import Pairs, Task
 
 SINGLE_LABEL = "single_label"
@@ -17,17 +18,25 @@ def find(name: str) -> Task:
     """A kind of labels.
 
     Args:
-        name: Of a module of this package, or of one's own with dots, that defines one subclass of `Task`.
+        name: That of a module of this package, whose class has the same, `single_label` and `SingleLabel`; or the
+            dotted path of a class of one's own.
 
     Raises:
-        UserError: There is no such module, or no such class in it.
+        UserError: There is no such module, or no kind of labels of that name in it.
     """
-    module = name if "." in name else f"{__name__}.{name}"
+    here, _, kind = name.rpartition(".")
+    module = here or f"{__name__}.{name}"
+    kind = kind if here else name.title().replace("_", "")
     try:
-        members = vars(import_module(module)).values()
+        members = vars(import_module(module))
     except ModuleNotFoundError as error:
-        raise UserError(f"--data.task {name}: there is no module {error.name}") from error
-    own = [of for of in members if isinstance(of, type) and issubclass(of, Task) and of.__module__ == module]
-    if len(own) != 1 or isabstract(own[0]):
-        raise UserError(f"--data.task {name}: {module} defines no kind of labels, or several")
-    return own[0]()
+        others = () if here else (of.name for of in iter_modules(__path__))
+        raise UserError(f"--data.task {name}: there is no module {error.name}{near(name, others)}") from error
+    if kind not in members:
+        raise UserError(f"--data.task {name}: {module} has no {kind}{near(kind, members)}")
+    found = members[kind]
+    if not (isinstance(found, type) and issubclass(found, Task)) or isabstract(found):
+        raise UserError(
+            f"--data.task {name}: is no kind of labels: no subclass of imgcls.tasks.Task, or an abstract one"
+        )
+    return found()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ Pairs = tuple[np.ndarray, np.ndarray]
 Metric = Callable[[np.ndarray], np.ndarray]
 """How often each image is in each of B resamples, (N, B), to values (B,); see `imgcls.evaluate.resampled`."""
 
+Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
+
 Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
 """By the titles of columns, rows of as many classes, images with that mistake, and of how many."""
 
@@ -27,8 +29,9 @@ Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
 class Task(ABC):
     """How labels of one kind are learnt, predicted, measured and written down.
 
-    A new kind is one class in one file of this package, or in a module of one's own, and `--data.task` names the
-    module. Classifier, data modules, tables and pages ask the task, and know no kind of labels themselves.
+    A new kind is one class in one file: of this package, and `--data.task` names the module, or of one's own, and it
+    names the class by its dotted path. Classifier, data modules, tables and pages ask the task, and know no kind of
+    labels themselves.
 
     Shapes: N images or B of a batch, K classes. Labels of images are an array (N,) int64 or (N, K) int8, -1 where they
     are not known; a batch has them as a tensor (B,) int64 or (B, K) float32.
@@ -62,7 +65,8 @@ class Task(ABC):
     @property
     def name(self) -> str:
         """As `--data.task` takes it."""
-        return type(self).__module__.removeprefix("imgcls.tasks.")
+        module, _, own = type(self).__module__.rpartition(".")
+        return own if module == "imgcls.tasks" else f"{type(self).__module__}.{type(self).__name__}"
 
     # labels
 
@@ -168,8 +172,12 @@ class Task(ABC):
         """Logits (B, K) of probabilities."""
 
     @abstractmethod
-    def decided(self, logits: np.ndarray, cut: np.ndarray | None) -> np.ndarray:
-        """Labels of N images, by their logits (N, K) and cuts (K,), both divided by the same temperature."""
+    def decided(self, logits: Numbers, cut: Numbers | None) -> Numbers:
+        """Labels of N images, (N,) int64 or (N, K) bool, by their logits (N, K) and cuts (K,).
+
+        A temperature that divides both changes nothing. Written in what arrays and tensors share: an exported graph
+        decides by it too.
+        """
 
     @abstractmethod
     def plausible(self, probability: np.ndarray) -> bool:

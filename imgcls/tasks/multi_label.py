@@ -7,7 +7,7 @@ import numpy as np
 import scipy
 
 from imgcls.errors import UserError
-from imgcls.tasks.base import Metric, Mistakes, Pairs, Task
+from imgcls.tasks.base import Metric, Mistakes, Numbers, Pairs, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -141,8 +141,8 @@ class MultiLabel(Task):
     def log_odds(self, probability: Tensor) -> Tensor:  # noqa: D102
         return probability.logit()
 
-    def decided(self, logits: np.ndarray, cut: np.ndarray | None) -> np.ndarray:  # noqa: D102
-        return (logits > (0.0 if cut is None else cut)).astype(np.int8)
+    def decided(self, logits: Numbers, cut: Numbers | None) -> Numbers:  # noqa: D102
+        return logits > (0 if cut is None else cut)
 
     def plausible(self, probability: np.ndarray) -> bool:  # noqa: D102
         return bool(((probability >= 0) & (probability <= 1)).all())
@@ -222,8 +222,8 @@ class MultiLabel(Task):
     def figures(  # noqa: D102
         self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]
     ) -> dict[str, Figure]:
+        from imgcls.evaluate.figures import bars_figure
         from imgcls.evaluate.multilabel import average_precision
-        from imgcls.pages.figures import bars_figure
 
         there = label.astype(bool)
         score = np.array([average_precision(probability[:, k], there[:, k]) for k in range(len(class_names))])

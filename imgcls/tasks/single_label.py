@@ -8,7 +8,7 @@ import numpy as np
 import scipy
 
 from imgcls.errors import UserError
-from imgcls.tasks.base import Mistakes, Pairs, Task
+from imgcls.tasks.base import Mistakes, Numbers, Pairs, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +39,7 @@ class SingleLabel(Task):
         return np.full(images, -1)
 
     def renumbered(self, label: np.ndarray, number_of: np.ndarray, num_classes: int) -> np.ndarray:  # noqa: D102
-        return number_of[label]
+        return np.append(number_of, -1)[label]  # the last is what -1, not known, stays
 
     def another(self, label: np.ndarray, num_classes: int, rng: np.random.Generator) -> np.ndarray:
         """Sampled evenly from all other classes."""
@@ -83,7 +83,7 @@ class SingleLabel(Task):
     def log_odds(self, probability: Tensor) -> Tensor:  # noqa: D102
         return probability.log()
 
-    def decided(self, logits: np.ndarray, cut: np.ndarray | None) -> np.ndarray:  # noqa: D102
+    def decided(self, logits: Numbers, cut: Numbers | None) -> Numbers:  # noqa: D102
         return logits.argmax(1)
 
     def plausible(self, probability: np.ndarray) -> bool:  # noqa: D102
@@ -144,7 +144,7 @@ class SingleLabel(Task):
         self, probability: np.ndarray, decided: np.ndarray, label: np.ndarray, class_names: Sequence[str]
     ) -> dict[str, Figure]:
         from imgcls.evaluate.confusion import confusion_matrix
-        from imgcls.pages.figures import confusion_figure
+        from imgcls.evaluate.figures import confusion_figure
 
         matrix = confusion_matrix(label, decided, len(class_names))
         return {"confusion_matrix": confusion_figure(matrix, class_names)}

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.evaluate.calibration import EDGES
+from imgcls.evaluate.figures import save
 from imgcls.images.derived import FeatureSource
-from imgcls.pages.figures import save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import read_predictions
 from imgcls.runs.record import add_summary

@@ -6,8 +6,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from imgcls.data.base import ImageDataModule, Part
+from imgcls.evaluate.figures import image_grid, save
 from imgcls.images.arrays import as_shown
-from imgcls.pages.figures import image_grid, save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions, read_predictions
 from imgcls.training.loggers import log_figures, wandb_loggers

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from imgcls.data.base import ImageDataModule
 from imgcls.data.batches import label_tensor
 from imgcls.errors import UserError
+from imgcls.evaluate.figures import save
 from imgcls.evaluate.variation import SEVERITIES, VARIATIONS, Variation, vary
-from imgcls.pages.figures import save
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.record import add_summary
 from imgcls.system.files import read_json, write_json
