@@ -139,18 +139,22 @@ def test_cuts_have_the_best_f1(logits, label):
     logits, label = logits[:60], label[:60]
     cut = best_cuts(logits, label)
     reached = [sk.f1_score(label[:, k], logits[:, k] > cut[k], zero_division=0) for k in range(len(cut))]
-    assert reached == pytest.approx(every_cut(logits, label), abs=1e-12)
-    assert (cut[~label.any(0)] == 0).all()
+    best = np.array(every_cut(logits, label))
+    told = best >= 0.2
+    assert np.array(reached)[told] == pytest.approx(best[told], abs=1e-12)
+    assert (cut[~told] == 0).all()
 
 
 def test_cuts_by_hand():
     def cut(logits, label):
-        return best_cuts(np.array(logits, np.float32)[:, None], np.array(label)[:, None]).tolist()
+        return best_cuts(np.array([*logits], np.float32)[:, None], np.array(label)[:, None]).tolist()
 
     assert cut([-3, -2, 1, 2], [0, 0, 1, 1]) == [-0.5]  # midway between the two
     assert cut([4, 2, 0, -2], [1, 0, 1, 0]) == [-1]  # F1 of 2/3, 1/2, 4/5, 2/3 below each
     # 2/3, 1/2, 2/5, 2/3 below each: of two that are equally good, the one nearest 0
     assert cut([3, 2, 1, 0], [1, 0, 0, 1]) == [-1] and cut([1.5, 1, 0, -5], [1, 0, 0, 1]) == [1.25]
+    assert cut([3, 2, 1, 0, -1, -2, -3], [0, 0, 0, 0, 0, 0, 1]) == [-4]  # 1/4 for all
+    assert cut(range(9, -1, -1), [0] * 9 + [1]) == [0]  # 2/11 for all: better none than nearly all
     assert cut([-4, -5], [1, 1]) == [-6] and cut([4, 5], [1, 1]) == [0]  # all of them
     assert cut([1, 1], [1, 0]) == [0] and cut([2], [1]) == [0] and cut([-2], [1]) == [-3]
     assert best_cuts(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int8)).tolist() == [0, 0, 0]
@@ -167,7 +171,10 @@ def test_intervals_are_those_of_explicit_resamples(case, monkeypatch):
     drawn = np.random.default_rng(0).integers(images, size=(images, 80)).T
     scores = [by_scikit_learn(logits[of], label[of], cut) for of in drawn]
     for name in scores[0]:
-        wanted = np.nanpercentile([of[name] for of in scores], [2.5, 97.5])
+        values = [of[name] for of in scores]
+        wanted = np.nanpercentile(values, [2.5, 97.5])
+        if name == "map":
+            wanted = np.clip(wanted - 2 * (np.nanmean(values) - by_scikit_learn(logits, label, cut)["map"]), 0, 1)
         assert found[name] == pytest.approx(wanted, abs=1e-9), name
     for k in np.flatnonzero(label.any(0)):
         there = [of for of in drawn if label[of, k].any()]
@@ -203,6 +210,21 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         inside = sum(of[name][0] <= value <= of[name][1] for of in found)
         assert 50 <= inside <= 60, name
         assert np.mean([np.ptp(of[name]) for of in found]) < 0.2, name
+
+
+def test_the_interval_of_a_mean_over_rare_labels_holds_the_truth():
+    """Of ten labels with about five images each: percentiles alone hold it in 3 of 30 sets."""
+
+    def sample(images, seed):
+        rng = np.random.default_rng(seed)
+        label = (rng.random((images, 10)) < 0.02).astype(np.int8)
+        return (rng.normal(size=(images, 10)) + label).astype(np.float32), label
+
+    truth = np.mean(
+        [sk.average_precision_score(of, z) for z, of in zip(*(a.T for a in sample(200_000, 0)), strict=True)]
+    )
+    found = [bootstrap(*sample(250, seed), np.zeros(10))["map"] for seed in range(1, 31)]
+    assert sum(low <= truth <= high for low, high in found) >= 25
 
 
 def test_it_takes_seconds():

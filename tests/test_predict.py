@@ -415,7 +415,7 @@ def test_files_are_sorted_without_loss():
     Path("out/cat/.imgcls.part").write_text("half a co")
     files = sorted(p for p in Path("in").rglob("*.jpg"))
     for _ in range(2):  # done again, nothing changes
-        done = sort_files([(f, "cat", 0.9) for f in files], Path("out"), ["cat", "dog"])
+        done = sort_files([(f, ["cat"], 0.9) for f in files], Path("out"), ["cat", "dog"])
         assert done == (5, 0)
         found = {p.name: p.read_text() for p in Path("out/cat").iterdir()}
         assert found.pop("x.jpg") == "somebody else's"
@@ -427,7 +427,7 @@ def test_files_are_sorted_without_loss():
 def test_unsure_files_and_links_have_their_places():
     for name in ("p.jpg", "q.jpg"):
         Path(name).write_text(name)
-    files = [(Path("p.jpg"), "unsure", 0.4), (Path("q.jpg"), "unsure", 0.5)]
+    files = [(Path("p.jpg"), ["unsure"], 0.4), (Path("q.jpg"), ["unsure"], 0.5)]
     assert sort_files(files, Path("s"), ["unsure"], "symbolic", 0.5) == (2, 1)
     assert Path("s/unsure/p.jpg").readlink() == Path("p.jpg").absolute() and Path("s/unsure-2/q.jpg").is_symlink()
     for _ in range(2):

@@ -60,7 +60,8 @@ class Predict(LightningVerb):
         Args:
             out: The table: path, prediction, confidence, and the probability of each class. Default:
                 predictions/predict.csv in the run's folder.
-            sort_into: Folder into which the images are copied, into one folder for each class.
+            sort_into: Folder into which the images are copied, into one folder for each class: an image of several
+                classes into each of theirs, one of none into `none`.
             link: Make links to the images there, in place of copies.
             min_confidence: Sort images with less into the folder `unsure`.
             ckpt_path: Checkpoint, where it is not the run's best.

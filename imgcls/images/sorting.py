@@ -14,6 +14,7 @@ from imgcls.errors import UserError, printable
 
 Link = Literal["symbolic", "hard"]
 UNSURE = "unsure"
+NO_CLASS = "none"
 PART = ".imgcls.part"  # a copy that is not complete
 LONGEST = 100  # characters: file systems allow 255 bytes
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows, whatever the extension
@@ -37,7 +38,7 @@ def folder_names(class_names: Sequence[str], taken: Iterable[str] = ()) -> list[
 
 
 def sort_files(
-    files: Iterable[tuple[Path, str, float]],
+    files: Iterable[tuple[Path, Sequence[str], float]],
     folder: Path,
     class_names: Sequence[str],
     link: Link | None = None,
@@ -45,10 +46,10 @@ def sort_files(
 ) -> tuple[int, int]:
     """Copy or link files into `folder/<class>/`, those below a confidence into `folder/unsure/`.
 
-    Files of one name get numbers, `cat.jpg` and `cat-2.jpg`. Done again, it does what is missing.
+    A file of several classes goes into the folder of each, one of none into `folder/none/`. Files of one name get numbers, `cat.jpg` and `cat-2.jpg`. Done again, it does what is missing.
 
     Args:
-        files: Each file with its class and confidence.
+        files: Each file with its classes and confidence.
         folder: Made if it is not there.
         class_names: The classes, whose folders are named by `folder_names`.
         link: Link to the files in place of copying them.
@@ -61,28 +62,34 @@ def sort_files(
         UserError: The folder cannot be written, or not linked to.
     """
     taken = [UNSURE] if min_confidence is not None else []
-    names = dict(zip(class_names, folder_names(class_names, taken), strict=True))
+    *own, no_class = folder_names([*class_names, NO_CLASS], taken)
+    names = dict(zip(class_names, own, strict=True))
     given, last = set[str](), dict[str, int]()  # places of this round; the last number that a name got
     total = unsure = 0
-    for file, class_name, confidence in files:
+    for file, of, confidence in files:
         is_unsure = min_confidence is not None and confidence < min_confidence
-        place = folder / (UNSURE if is_unsure else names[class_name])
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            name = str(place / file.name).casefold()
-            while True:
-                number = last[name] = last.get(name, 0) + 1
-                target = place / (file.name if number == 1 else f"{file.stem}-{number}{file.suffix}")
-                key = str(target).casefold()
-                if key not in given and (not os.path.lexists(target) or _same(file, target)):
-                    break
-            given.add(key)
-            if not os.path.lexists(target):
-                _put(file, target, link)
-        except OSError as error:
-            raise UserError(f"--sort_into {folder}: {_reason(error, file, link)}") from error
+        for place in [UNSURE] if is_unsure else [names[name] for name in of] or [no_class]:
+            try:
+                _put_into(folder / place, file, link, given, last)
+            except OSError as error:
+                raise UserError(f"--sort_into {folder}: {_reason(error, file, link)}") from error
         total, unsure = total + 1, unsure + is_unsure
     return total, unsure
+
+
+def _put_into(place: Path, file: Path, link: Link | None, given: set[str], last: dict[str, int]) -> None:
+    """Copy or link a file into a folder, under a name that is free there, unless it is there from an earlier round."""
+    place.mkdir(parents=True, exist_ok=True)
+    name = str(place / file.name).casefold()
+    while True:
+        number = last[name] = last.get(name, 0) + 1
+        target = place / (file.name if number == 1 else f"{file.stem}-{number}{file.suffix}")
+        key = str(target).casefold()
+        if key not in given and (not os.path.lexists(target) or _same(file, target)):
+            break
+    given.add(key)
+    if not os.path.lexists(target):
+        _put(file, target, link)
 
 
 def _put(file: Path, target: Path, link: Link | None) -> None:

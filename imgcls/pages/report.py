@@ -26,10 +26,8 @@ def report(run: RunFolder) -> str:
     record = read_json(run.environment)
     task = task_of(record)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
-    columns = [key for key in (classes or [{}])[0] if key != "class" and not key.endswith(("_low", "_high"))]
     headline = (f"test/{task.metric}", f"val/{task.metric}", "fit/seconds")
-    name = task.metric_name
-    curves = {"loss": "Loss", task.metric: name.capitalize() if name.islower() else name}
+    curves = {"loss": "loss", task.metric: task.metric_name}
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     return template("report.html").render(
@@ -40,13 +38,18 @@ def report(run: RunFolder) -> str:
         evaluation=evaluation,
         num_classes=len(classes),
         classes=sorted(classes, key=lambda row: row[task.score_of_class])[:CLASSES],
-        columns=columns,
+        scored=_scored,
         worst_by=task.score_of_class,
         number=lambda value: "–" if value is None else _number(value),
         figures=[(_caption(p), data_uri(p.read_bytes(), "png")) for p in figures],
         environment=_facts(record),
         config=run.config.read_text(encoding="utf-8") if run.config.is_file() else "",
     )
+
+
+def _scored(rows: list[dict[str, Any]], of: str) -> list[str]:
+    """Columns of a table of what is counted and measured of each `of`, intervals being shown beside their values."""
+    return [key for key in (rows or [{}])[0] if key != of and not key.endswith(("_low", "_high"))]
 
 
 def _number(value: Any) -> str:

@@ -47,6 +47,7 @@ class Task(ABC):
         options: That a table of `text` is read with, beside its columns.
         limits: What a model card says of any image, `{}` being the number of classes.
         resampled: Metrics beside accuracy that are compared image by image, see `resample`.
+        reliability: What bins of calibration are of, how often it happens, and what is counted, in words.
         meaning: Of metrics that this kind alone has, in a few words each.
     """
 
@@ -60,6 +61,7 @@ class Task(ABC):
     options = ""
     limits = "Any image gets one of the {} classes, also one that is unlike the training data or of no class."
     resampled: Sequence[str] = ()
+    reliability = "confidence", "accuracy", "images"
     meaning: Mapping[str, str] = {}
 
     @property
@@ -77,6 +79,10 @@ class Task(ABC):
     @abstractmethod
     def text(self, label: np.ndarray, class_names: Sequence[str]) -> list[str]:
         """The label of each of N images in words, empty where it is not known."""
+
+    def names(self, text: str) -> list[str]:
+        """Names of the classes of an image, from its label in words."""
+        return [text]
 
     @abstractmethod
     def numbered(self, names: Sequence[Sequence[str] | None], class_names: Sequence[str]) -> np.ndarray:

@@ -30,6 +30,7 @@ class MultiLabel(Task):
         "unlike the training data."
     )
     resampled = "map", "hamming"
+    reliability = "probability of a label", "share that has the label", "labels of images"
     meaning: Mapping[str, str] = {
         "loss": "",
         "map": "average precision, mean of the classes",
@@ -56,6 +57,9 @@ class MultiLabel(Task):
     def text(self, label: np.ndarray, class_names: Sequence[str]) -> list[str]:
         """Names in the order of the classes, joined by `|`; empty also of an image that has none."""
         return [JOINED_BY.join(class_names[k] for k in np.flatnonzero(of > 0).tolist()) for of in label]
+
+    def names(self, text: str) -> list[str]:  # noqa: D102
+        return text.split(JOINED_BY) if text else []
 
     def numbered(self, names: Sequence[Sequence[str] | None], class_names: Sequence[str]) -> np.ndarray:  # noqa: D102
         number = {name: k for k, name in enumerate(class_names)}

@@ -66,7 +66,8 @@ class Evaluation(Callback):
         write_json(self.run.evaluation, found)
         scores = {f"test/{name}": value for name, value in found["metrics"].items()}
         add_summary(self.run, scores, instead_of="test/")  # calibrated ones of other weights go
-        figures = {"reliability": reliability_figure(found), "risk_coverage": risk_coverage_figure(found)}
+        figures = {"reliability": reliability_figure(found, *predicted.task.reliability)}
+        figures["risk_coverage"] = risk_coverage_figure(found)
         pixels = {name: save(figure, self.run.figures / f"test_{name}.png") for name, figure in figures.items()}
         for logger in wandb_loggers(trainer):
             logger.summarize(scores)
@@ -108,8 +109,15 @@ def of_a_test(run: RunFolder, config: Any, baseline: str | None) -> list[Callbac
     return [*first, Outputs(run), Evaluation(run, config.calibrate)]
 
 
-def reliability_figure(found: dict[str, Any]) -> Figure:
-    """Accuracy against confidence, with calibration if there is one, above the number of images of each confidence."""
+def reliability_figure(found: dict[str, Any], probability: str, share: str, counted: str) -> Figure:
+    """What happens against its probability, with calibration if there is one, above the number of cases of each.
+
+    Args:
+        found: Of `evaluation`.
+        probability: Words for what bins are of, as `Task.reliability` has them.
+        share: For how often it happens.
+        counted: For its cases.
+    """
     figure = Figure(figsize=(5.4, 5.2), layout="constrained", dpi=110)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color=GRAY, linewidth=0.8, linestyle=":")
@@ -120,8 +128,8 @@ def reliability_figure(found: dict[str, Any]) -> Figure:
             upper.plot(*zip(*points, strict=True), color=color, marker="o", clip_on=False, label=label)
             lower.stairs([b["images"] for b in found[key]], EDGES, color=color, fill=not name, alpha=1 if name else 0.5)
     upper.legend(frameon=False)
-    upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    lower.set(xlabel="confidence", ylabel="images")
+    upper.set(ylabel=share, xlim=(0, 1), ylim=(0, 1))
+    lower.set(xlabel=probability, ylabel=counted)
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

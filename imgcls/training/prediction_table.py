@@ -139,11 +139,11 @@ class PredictionTable(Callback):
         calibrated = f"; calibrated, temperature {self.temperature:.3g}" if self.temperature != 1 else ""
         print(f"predictions: {self.out} ({predicted} images{skipped}{calibrated})")
 
-    def _files(self, table: PredictionFile) -> Iterator[tuple[Path, str, float]]:
+    def _files(self, table: PredictionFile) -> Iterator[tuple[Path, list[str], float]]:
         for position, row in table.rows():
             file = self.source.file(int(self.index[position]))
             assert file is not None  # see _check_folder
-            yield file, row[1], float(row[2])
+            yield file, table.task.names(row[1]), float(row[2])
 
     def _check_folder(self, data: ImageDataModule) -> None:
         """Refuse to sort into the images themselves: they would be predicted the next time."""
