@@ -56,11 +56,6 @@ class EMA(WeightAveraging):
         """At the end of an epoch, when Lightning asks, nothing is due."""
         return False
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The average has the cuts that were chosen for it: the model's own weights are back before they are."""
-        if self._average_model is not None and pl_module.cut is not None:
-            self._average_model.module.cut.copy_(pl_module.cut)  # type: ignore[operator]
-
     @torch.no_grad()
     def update(self, average: AveragedModel, model: nn.Module) -> None:
         """Take in weights and buffers of a model; a count, as BatchNorm has one, is not averaged.
