@@ -18,7 +18,7 @@ from imgcls.errors import UserError
 from imgcls.evaluate.multilabel import best_cuts
 from imgcls.losses import Loss
 from imgcls.runs.predictions import read_predictions
-from imgcls.tasks import Task, find
+from imgcls.tasks import Task, agree, find, known
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights
@@ -96,7 +96,7 @@ class OneOrNone(SingleLabel):
 
     def evaluation(self, logits, label, class_names, columns, cut=None, temperature=1.0, class_counts=None):
         found = super().evaluation(logits, label, class_names, columns, cut, temperature, class_counts)
-        found["metrics"] |= accuracy(self.right(logits, label, cut))
+        found["metrics"] |= accuracy(self.decided(logits, cut) == label)
         return found
 '''
 KINDS = sorted(module.name for module in iter_modules(tasks.__path__) if module.name != "base")
@@ -176,7 +176,7 @@ def test_labels_that_are_not_known_are_of_no_class(task, drawn):
     assert (task.numbered([None] * 3, NAMES) == nothing).all()
     assert task.text(nothing, NAMES) == [""] * 3 and not len(task.pairs(nothing)[0])
     mixed = np.concatenate([drawn.label, nothing])
-    assert task.known(mixed).tolist() == [True] * N + [False] * 3
+    assert known(mixed).tolist() == [True] * N + [False] * 3
 
 
 def test_labels_are_renumbered_and_back(task, drawn):
@@ -192,14 +192,14 @@ def test_labels_are_renumbered_and_back(task, drawn):
     assert again.dtype == label.dtype and (again == label).all()
     lost = task.renumbered(label, np.array([0, -1, 1, 2, 3]), 4)
     had = {int(image) for image, of in zip(*task.pairs(label), strict=True) if of == 1}
-    assert set(np.flatnonzero(~task.known(lost)).tolist()) == had | {N}
+    assert set(np.flatnonzero(~known(lost)).tolist()) == had | {N}
 
 
 def test_another_label_is_one_that_is_not_the_own(task, drawn):
     one, two = (task.another(drawn.label, K, np.random.default_rng(seed)) for seed in (1, 1))
     assert one.dtype == drawn.label.dtype and one.shape == drawn.label.shape and (one == two).all()
     assert (one != drawn.label).reshape(N, -1).any(1).all()
-    assert task.known(one).all() and set(task.pairs(one)[1].tolist()) == set(range(K))
+    assert known(one).all() and set(task.pairs(one)[1].tolist()) == set(range(K))
 
 
 def test_the_classes_are_those_of_the_data(task):
@@ -210,7 +210,7 @@ def test_labels_of_another_shape_are_refused(task, drawn):
     task.check(drawn.label)
     task.check(task.unknown(2, K))
     other = np.zeros(3, np.int64) if drawn.label.ndim == 2 else np.zeros((3, K), np.int8)
-    with pytest.raises(UserError, match="--data.task"):
+    with pytest.raises(UserError, match=f"--data.task {task.name}: is for images with {task.labels}, and these have "):
         task.check(other)
 
 
@@ -235,7 +235,7 @@ def test_a_model_can_learn_them(task, drawn):
 def test_hits_of_a_batch_are_those_of_decisions_without_cuts(task, drawn):
     hits = task.hits(torch.from_numpy(drawn.logits), as_batch(drawn.label))
     assert hits.dtype == torch.bool and 0.1 < hits.float().mean() < 0.95
-    assert (hits.numpy() == task.right(drawn.logits, drawn.label, None)).all()
+    assert (hits.numpy() == agree(task.decided(drawn.logits, None), drawn.label)).all()
     mixed = torch.zeros(N, K)
     mixed[task.pairs(drawn.label)] = 0.7
     known = np.unique(task.pairs(drawn.label)[0])
@@ -266,13 +266,12 @@ def test_probabilities_are_plausible_and_alike_in_torch_and_numpy(task, drawn):
 
 def test_decisions_are_labels_that_no_temperature_changes(task, drawn):
     decided = task.decided(drawn.logits, drawn.cut)
-    assert decided.shape == drawn.label.shape and task.known(decided).all()
+    assert decided.shape == drawn.label.shape and known(decided).all()
     for temperature in (0.25, 4):
         cut = None if drawn.cut is None else drawn.cut / temperature
         assert (task.decided(drawn.logits / temperature, cut) == decided).all()
     tensor = task.decided(torch.from_numpy(drawn.logits), None if drawn.cut is None else torch.from_numpy(drawn.cut))
     assert (tensor.numpy() == decided).all()  # an exported graph decides likewise
-    assert (task.right(drawn.logits, drawn.label, drawn.cut) == (decided == drawn.label).reshape(N, -1).all(1)).all()
     if drawn.cut is not None:
         initial = task.cut(K)
         assert initial.shape == (K,) and initial.dtype == torch.float32
@@ -286,7 +285,7 @@ def test_confidence_and_margin_are_probabilities(task, drawn):
     for share in (confidence, margin, task.confidence(probability, drawn.label)):
         assert share.shape == (N,) and (share >= 0).all() and (share <= 1).all()
     assert runner_up.shape == (N,) and runner_up.dtype == np.int64 and (runner_up >= 0).all() and (runner_up < K).all()
-    right = task.right(drawn.logits, drawn.label, drawn.cut)
+    right = agree(decided, drawn.label)
     assert confidence[right].mean() > confidence[~right].mean() + 0.05
     if decided.ndim == 1:
         assert (runner_up != decided).all()
@@ -308,7 +307,7 @@ def test_metrics_of_an_epoch_are_those_of_the_evaluation(task, drawn):
         loss.evaluate(logits, label).item(), rel=1e-5
     )
     assert {name: found[name] for name in shared} == pytest.approx({name: metrics[name] for name in shared}, abs=1e-5)
-    assert metrics["acc"] == pytest.approx(task.right(drawn.logits, drawn.label, drawn.cut).mean())
+    assert metrics["acc"] == pytest.approx(agree(task.decided(drawn.logits, drawn.cut), drawn.label).mean())
 
 
 def test_cuts_found_in_an_epoch_are_better_than_those_to_begin_with(task, drawn):

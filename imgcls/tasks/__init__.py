@@ -6,11 +6,11 @@ from inspect import isabstract
 from pkgutil import iter_modules
 
 from imgcls.errors import UserError, near
-from imgcls.tasks.base import Pairs, Task
+from imgcls.tasks.base import Pairs, Task, agree, known
 
 SINGLE_LABEL = "single_label"
 
-__all__ = ["SINGLE_LABEL", "Pairs", "Task", "find"]
+__all__ = ["SINGLE_LABEL", "Pairs", "Task", "agree", "find", "known"]
 
 
 @cache
