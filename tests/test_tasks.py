@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from pkgutil import iter_modules
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from imgcls.errors import UserError
 from imgcls.evaluate.multilabel import best_cuts
 from imgcls.losses import Loss
 from imgcls.runs.predictions import read_predictions
+from imgcls.runs.watch import Watched
 from imgcls.tasks import Task, agree, find, known
 
 from .conftest import QUIET, ROOT, write_image
@@ -144,7 +146,7 @@ def test_a_name_leads_to_the_kind(task):
     "name, message",
     [
         ("orderd", r"there is no module imgcls.tasks.orderd \(did you mean 'ordered'\?\)"),
-        ("kinds_of_yours.OneOrNone", "there is no module kinds_of_yours"),
+        ("kinds_of_yours.OneOrNone", "there is no module kinds_of_yours; it may stand beside the config"),
         ("kinds_of_ours.OneOrNoen", r"kinds_of_ours has no OneOrNoen \(did you mean 'OneOrNone'\?\)"),
         ("kinds_of_ours.Scores", "is no kind of labels"),
         ("base", "imgcls.tasks.base has no Base"),
@@ -154,6 +156,19 @@ def test_a_name_that_leads_nowhere_is_an_error(name, message, own_module, monkey
     monkeypatch.syspath_prepend(own_module)
     with pytest.raises(UserError, match=f"--data.task {name}: {message}"):
         find(name)
+
+
+def test_a_run_of_a_kind_that_is_not_here_is_left_out_of_a_dashboard():
+    for name, kind in (("one", "ordered"), ("two", "nowhere.Kind")):
+        folder = Path("runs") / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("seed_everything: 0\n")
+        (folder / "environment.json").write_text(json.dumps({"data": {"task": kind}}))
+    watched = Watched([Path("runs")])
+    watched.look()
+    assert [run.task.name for run in watched.runs.values()] == ["ordered"]
+    (why,) = watched.broken.values()
+    assert "--data.task nowhere.Kind: there is no module nowhere" in why
 
 
 # ---- labels ----
@@ -490,13 +505,24 @@ def test_every_verb_works(task, words, imgcls, monkeypatch, tmp_path):
     done("explain", "--run=run")
     assert Path("run/figures/grad_cam.png").is_file()
     done("audit", "--run=run", "--out=audit")
-    assert json.loads(Path("audit/audit.json").read_text())["predicted"] == 24
+    audited = json.loads(Path("audit/audit.json").read_text())
+    assert audited["predicted"] == 24 and (f"--data.task={task.name}" in audited["clean"]["options"]) == (
+        task.name != tasks.SINGLE_LABEL
+    )
+    others = [word for word in words if not word.startswith(("--data.table", "--data.task", "--data.label_separator"))]
+    cleaned = ["--data.table=audit/clean.csv", f"--data.root={tmp_path}", *shlex.split(audited["clean"]["options"])]
+    done("fit", "--dry_run=true", *others, *cleaned)
     for k in range(3):
         write_image(Path(f"more/{k}.png"), k, (24, 24), seed=100)
     done("annotate", "--run=run", "--data.root=more", "--count=2", "--out=annotate")
     assert f"test/{task.metric}" in done("compare", "run", "other", "--out=compare.html")
     for metric in task.resampled:
         done("compare", "run", "other", f"--metric=test/{metric}")
+    Path("moved.csv").write_bytes(Path("table.csv").read_bytes())
+    done("test", "--run=run", f"--data.table={tmp_path}/moved.csv")
+    again = read_predictions(Path("run/predictions/test.npz"))
+    assert not Path("run/evaluations").exists(), "the run's own data, at another place"
+    assert again.task is task and np.array_equal(again.decided, predicted.decided)
     # as data that are not the run's own, they are matched by name; accuracy is that of the three parts together
     done("test", "--run=run", f"--data.table={tmp_path}/table.csv", "--data.split_column=none")
     elsewhere = read_predictions(Path("run/evaluations/table/predictions/test.npz"))
