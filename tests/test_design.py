@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "pages": "errors system runs science",
     "training": "errors system evaluate finetune images data runs pages tasks",
     "classifier": "errors evaluate finetune losses models optim tasks training",
-    "deploy": "errors system images data runs pages classifier",
+    "deploy": "errors system images data runs pages tasks classifier",
     "cli": "errors system data runs training classifier",
     "commands": "errors system augment models evaluate images data runs science pages training classifier deploy cli",
     "__main__": "errors cli commands",

@@ -63,7 +63,7 @@ def test_each_kind_refuses_labels_of_the_other():
     for name, label in (("single_label", ROWS), ("ordered", ROWS), ("multi_label", np.zeros(4, np.int64))):
         with pytest.raises(UserError, match="--data.task"):
             find(name).check(label)
-    with pytest.raises(UserError, match="--data.task: images of these data have several labels"):
+    with pytest.raises(UserError, match="single_label: is for images with one label, and these have several"):
         find("single_label").numbered([("a",), ("a", "b")], "ab")
     assert find("single_label").numbered([("b",), None, ("a",)], "ab").tolist() == [1, -1, 0]
 
@@ -295,7 +295,7 @@ def test_labels_that_no_training_row_has(table):
 
 def test_a_task_of_one_label_refuses_images_with_several(table):
     options = {"table": table(label=CELLS), "label_separator": "|"}
-    with pytest.raises(UserError, match="images of these data have several labels, and this kind of labels one each"):
+    with pytest.raises(UserError, match="is for images with one label, and these have several labels"):
         ready(TableData(**options, task="single_label", num_workers=0))
     for ordered in (True, ["eel", "cat", "dog"]):
         with pytest.raises(UserError, match="--data.ordered: is for --data.task=ordered, not for multi_label"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from pkgutil import iter_modules
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from imgcls.errors import UserError
 from imgcls.evaluate.multilabel import best_cuts
 from imgcls.losses import Loss
 from imgcls.runs.predictions import read_predictions
-from imgcls.tasks import Task, find
+from imgcls.runs.watch import Watched
+from imgcls.tasks import Task, agree, find, known
 
 from .conftest import QUIET, ROOT, write_image
 from .test_cli import rows, same, weights
@@ -96,7 +98,7 @@ class OneOrNone(SingleLabel):
 
     def evaluation(self, logits, label, class_names, columns, cut=None, temperature=1.0, class_counts=None):
         found = super().evaluation(logits, label, class_names, columns, cut, temperature, class_counts)
-        found["metrics"] |= accuracy(self.right(logits, label, cut))
+        found["metrics"] |= accuracy(self.decided(logits, cut) == label)
         return found
 '''
 KINDS = sorted(module.name for module in iter_modules(tasks.__path__) if module.name != "base")
@@ -144,7 +146,7 @@ def test_a_name_leads_to_the_kind(task):
     "name, message",
     [
         ("orderd", r"there is no module imgcls.tasks.orderd \(did you mean 'ordered'\?\)"),
-        ("kinds_of_yours.OneOrNone", "there is no module kinds_of_yours"),
+        ("kinds_of_yours.OneOrNone", "there is no module kinds_of_yours; it may stand beside the config"),
         ("kinds_of_ours.OneOrNoen", r"kinds_of_ours has no OneOrNoen \(did you mean 'OneOrNone'\?\)"),
         ("kinds_of_ours.Scores", "is no kind of labels"),
         ("base", "imgcls.tasks.base has no Base"),
@@ -154,6 +156,19 @@ def test_a_name_that_leads_nowhere_is_an_error(name, message, own_module, monkey
     monkeypatch.syspath_prepend(own_module)
     with pytest.raises(UserError, match=f"--data.task {name}: {message}"):
         find(name)
+
+
+def test_a_run_of_a_kind_that_is_not_here_is_left_out_of_a_dashboard():
+    for name, kind in (("one", "ordered"), ("two", "nowhere.Kind")):
+        folder = Path("runs") / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("seed_everything: 0\n")
+        (folder / "environment.json").write_text(json.dumps({"data": {"task": kind}}))
+    watched = Watched([Path("runs")])
+    watched.look()
+    assert [run.task.name for run in watched.runs.values()] == ["ordered"]
+    (why,) = watched.broken.values()
+    assert "--data.task nowhere.Kind: there is no module nowhere" in why
 
 
 # ---- labels ----
@@ -176,7 +191,7 @@ def test_labels_that_are_not_known_are_of_no_class(task, drawn):
     assert (task.numbered([None] * 3, NAMES) == nothing).all()
     assert task.text(nothing, NAMES) == [""] * 3 and not len(task.pairs(nothing)[0])
     mixed = np.concatenate([drawn.label, nothing])
-    assert task.known(mixed).tolist() == [True] * N + [False] * 3
+    assert known(mixed).tolist() == [True] * N + [False] * 3
 
 
 def test_labels_are_renumbered_and_back(task, drawn):
@@ -192,14 +207,14 @@ def test_labels_are_renumbered_and_back(task, drawn):
     assert again.dtype == label.dtype and (again == label).all()
     lost = task.renumbered(label, np.array([0, -1, 1, 2, 3]), 4)
     had = {int(image) for image, of in zip(*task.pairs(label), strict=True) if of == 1}
-    assert set(np.flatnonzero(~task.known(lost)).tolist()) == had | {N}
+    assert set(np.flatnonzero(~known(lost)).tolist()) == had | {N}
 
 
 def test_another_label_is_one_that_is_not_the_own(task, drawn):
     one, two = (task.another(drawn.label, K, np.random.default_rng(seed)) for seed in (1, 1))
     assert one.dtype == drawn.label.dtype and one.shape == drawn.label.shape and (one == two).all()
     assert (one != drawn.label).reshape(N, -1).any(1).all()
-    assert task.known(one).all() and set(task.pairs(one)[1].tolist()) == set(range(K))
+    assert known(one).all() and set(task.pairs(one)[1].tolist()) == set(range(K))
 
 
 def test_the_classes_are_those_of_the_data(task):
@@ -210,7 +225,7 @@ def test_labels_of_another_shape_are_refused(task, drawn):
     task.check(drawn.label)
     task.check(task.unknown(2, K))
     other = np.zeros(3, np.int64) if drawn.label.ndim == 2 else np.zeros((3, K), np.int8)
-    with pytest.raises(UserError, match="--data.task"):
+    with pytest.raises(UserError, match=f"--data.task {task.name}: is for images with {task.labels}, and these have "):
         task.check(other)
 
 
@@ -235,7 +250,7 @@ def test_a_model_can_learn_them(task, drawn):
 def test_hits_of_a_batch_are_those_of_decisions_without_cuts(task, drawn):
     hits = task.hits(torch.from_numpy(drawn.logits), as_batch(drawn.label))
     assert hits.dtype == torch.bool and 0.1 < hits.float().mean() < 0.95
-    assert (hits.numpy() == task.right(drawn.logits, drawn.label, None)).all()
+    assert (hits.numpy() == agree(task.decided(drawn.logits, None), drawn.label)).all()
     mixed = torch.zeros(N, K)
     mixed[task.pairs(drawn.label)] = 0.7
     known = np.unique(task.pairs(drawn.label)[0])
@@ -266,13 +281,12 @@ def test_probabilities_are_plausible_and_alike_in_torch_and_numpy(task, drawn):
 
 def test_decisions_are_labels_that_no_temperature_changes(task, drawn):
     decided = task.decided(drawn.logits, drawn.cut)
-    assert decided.shape == drawn.label.shape and task.known(decided).all()
+    assert decided.shape == drawn.label.shape and known(decided).all()
     for temperature in (0.25, 4):
         cut = None if drawn.cut is None else drawn.cut / temperature
         assert (task.decided(drawn.logits / temperature, cut) == decided).all()
     tensor = task.decided(torch.from_numpy(drawn.logits), None if drawn.cut is None else torch.from_numpy(drawn.cut))
     assert (tensor.numpy() == decided).all()  # an exported graph decides likewise
-    assert (task.right(drawn.logits, drawn.label, drawn.cut) == (decided == drawn.label).reshape(N, -1).all(1)).all()
     if drawn.cut is not None:
         initial = task.cut(K)
         assert initial.shape == (K,) and initial.dtype == torch.float32
@@ -286,7 +300,7 @@ def test_confidence_and_margin_are_probabilities(task, drawn):
     for share in (confidence, margin, task.confidence(probability, drawn.label)):
         assert share.shape == (N,) and (share >= 0).all() and (share <= 1).all()
     assert runner_up.shape == (N,) and runner_up.dtype == np.int64 and (runner_up >= 0).all() and (runner_up < K).all()
-    right = task.right(drawn.logits, drawn.label, drawn.cut)
+    right = agree(decided, drawn.label)
     assert confidence[right].mean() > confidence[~right].mean() + 0.05
     if decided.ndim == 1:
         assert (runner_up != decided).all()
@@ -308,7 +322,7 @@ def test_metrics_of_an_epoch_are_those_of_the_evaluation(task, drawn):
         loss.evaluate(logits, label).item(), rel=1e-5
     )
     assert {name: found[name] for name in shared} == pytest.approx({name: metrics[name] for name in shared}, abs=1e-5)
-    assert metrics["acc"] == pytest.approx(task.right(drawn.logits, drawn.label, drawn.cut).mean())
+    assert metrics["acc"] == pytest.approx(agree(task.decided(drawn.logits, drawn.cut), drawn.label).mean())
 
 
 def test_cuts_found_in_an_epoch_are_better_than_those_to_begin_with(task, drawn):
@@ -491,13 +505,25 @@ def test_every_verb_works(task, words, imgcls, monkeypatch, tmp_path):
     done("explain", "--run=run")
     assert Path("run/figures/grad_cam.png").is_file()
     done("audit", "--run=run", "--out=audit")
-    assert json.loads(Path("audit/audit.json").read_text())["predicted"] == 24
+    audited = json.loads(Path("audit/audit.json").read_text())
+    assert audited["predicted"] == 24 and (f"--data.task={task.name}" in audited["clean"]["options"]) == (
+        task.name != tasks.SINGLE_LABEL
+    )
+    others = [word for word in words if not word.startswith(("--data.table", "--data.task", "--data.label_separator"))]
+    cleaned = ["--data.table=audit/clean.csv", f"--data.root={tmp_path}", *shlex.split(audited["clean"]["options"])]
+    done("fit", "--dry_run=true", *others, *cleaned)
     for k in range(3):
         write_image(Path(f"more/{k}.png"), k, (24, 24), seed=100)
     done("annotate", "--run=run", "--data.root=more", "--count=2", "--out=annotate")
     assert f"test/{task.metric}" in done("compare", "run", "other", "--out=compare.html")
     for metric in task.resampled:
         done("compare", "run", "other", f"--metric=test/{metric}")
+    if names == sorted(names):  # with an order of the kind's own, data at another place are not known again
+        Path("moved.csv").write_bytes(Path("table.csv").read_bytes())
+        done("test", "--run=run", f"--data.table={tmp_path}/moved.csv")
+        again = read_predictions(Path("run/predictions/test.npz"))
+        assert not Path("run/evaluations").exists(), "the run's own data, at another place"
+        assert again.task is task and np.array_equal(again.decided, predicted.decided)
     # as data that are not the run's own, they are matched by name; accuracy is that of the three parts together
     done("test", "--run=run", f"--data.table={tmp_path}/table.csv", "--data.split_column=none")
     elsewhere = read_predictions(Path("run/evaluations/table/predictions/test.npz"))

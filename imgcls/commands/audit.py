@@ -176,7 +176,8 @@ def audit(data: ImageDataModule, out: Path, runs: list[str], predictions: list[P
     table = [(part, source, images.number[chosen], group[chosen]) for part, source, chosen in rows]
     clean_table = result["clean"] = write_clean_table(out, table[::-1], images.class_names, images.task.name)
     clean_table["folds"] = f"--data.group_column={clean_table['group_column']} --data.folds=5 --data.fold=0 "
-    clean_table["options"] = data.kind.options if images.class_names else ""
+    asked = "" if data.task == ImageDataModule.native_task else f" --data.task={data.task}"
+    clean_table["options"] = asked + data.kind.options if images.class_names else ""
     clean_table["folds"] += "--data.fold_part=test" + ("" if data.has_official("test") else " --data.split_column=none")
     shown = {"two_labels": two_labels, "exact": copies, "near": alike, "odd": result.pop("odd_positions")}
     shown["label_errors"] = suspects.tolist()

@@ -15,6 +15,7 @@ from imgcls.errors import UserError, near, one_line
 from imgcls.images.checking import Skipped, first_of
 from imgcls.images.decode import read_file
 from imgcls.images.sources import EncodedSource, NumberedNames, Source
+from imgcls.tasks import known
 
 log = logging.getLogger(__name__)
 LABELS = frozenset("label labels class classes class_name target targets category categories y".split())
@@ -102,11 +103,11 @@ class HuggingFaceData(ImageDataModule):
 
     def open(self, part: Part) -> Source:  # noqa: D102
         label, split = self._labels(part), self.splits[part]
-        known, given = self.kind.known(label), self._names(part)
-        good = np.flatnonzero(known)
+        given, labelled = self._names(part), known(label)
+        good = np.flatnonzero(labelled)
         names: Any = NumberedNames(split, len(label))
         if len(good) < len(label):
-            bad = [Skipped(part, names[row], self._reason(given[row])) for row in np.flatnonzero(~known).tolist()]
+            bad = [Skipped(part, names[row], self._reason(given[row])) for row in np.flatnonzero(~labelled).tolist()]
             if self.on_error == "raise":
                 raise UserError(f"{self.name}: {first_of(bad)}; leave such rows out with --data.on_error=skip")
             self.skipped += bad
@@ -191,7 +192,7 @@ class HuggingFaceData(ImageDataModule):
 
     def _is_hidden(self, part: Part) -> bool:
         given = {name for of in self._names(part) for name in of or ()}
-        return not self.kind.known(self._labels(part)).any() and given <= {HIDDEN}
+        return not known(self._labels(part)).any() and given <= {HIDDEN}
 
     def _reason(self, names: Names | None) -> str:
         unknown = [name for name in names or () if name not in self.class_names]

@@ -12,6 +12,7 @@ from imgcls.data.options import refuse_another_sampler, short
 from imgcls.errors import UserError, near
 from imgcls.images.derived import JoinedSource
 from imgcls.images.sources import Source
+from imgcls.tasks import known
 
 log = logging.getLogger(__name__)
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -78,7 +79,7 @@ class LabelledSet(ImageDataModule):
     @property
     def known(self) -> np.ndarray:
         """Numbers of the images of which the model knows all classes, (M,) int64."""
-        return np.flatnonzero(self.kind.known(self.source.label))
+        return np.flatnonzero(known(self.source.label))
 
     def is_data_of(self, fingerprint: Mapping[str, Any]) -> bool:
         """Whether these are the images that a run was trained on, by the fingerprint of its data."""

@@ -23,6 +23,7 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.load import load_data, load_run
 from imgcls.runs.temperature import temperature
 from imgcls.system.files import read_json, write_atomic
+from imgcls.tasks import agree
 
 Decide = Callable[[np.ndarray], np.ndarray]  # labels by probabilities (B, K)
 
@@ -124,7 +125,7 @@ def _compare(
     as_they_are = np.concatenate([runner(image.numpy()) for image in whole])
     in_size = np.concatenate([runner(image.numpy()) for image in source.images(chosen, resize_crop).split(BATCH)])
     largest, largest_in_size = (float(np.abs(p - expected).max()) for p in (as_they_are, in_size))
-    top1 = int((decide(as_they_are) != decide(expected)).reshape(len(chosen), -1).any(1).sum())
+    top1 = int((~agree(decide(as_they_are), decide(expected))).sum())
     return {"largest": largest, "largest_in_size": largest_in_size, "top1": top1}
 
 

@@ -13,6 +13,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from imgcls.deploy.formats import Runner
+from imgcls.tasks import agree
 
 LAYERS, AFTER_A_LAYER = ("Conv", "Gemm", "MatMul"), ("Relu", "Clip", "MaxPool")
 ROUNDS = 15
@@ -71,8 +72,7 @@ def cost(
     for image, label in batches:
         if not images:
             timed = image
-        wrong = [decide(run(image)) != label for run in (before, after)]
-        right += [len(label) - of.reshape(len(label), -1).any(1).sum() for of in wrong]
+        right += [agree(decide(run(image)), label).sum() for run in (before, after)]
         images += len(label)
     seconds = [[timeit(partial(run, timed), number=1) for run in (before, after)] for _ in range(ROUNDS)]
     accuracy, fastest = (right / images).tolist(), np.min(seconds, axis=0)

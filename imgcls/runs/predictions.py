@@ -13,7 +13,7 @@ import numpy as np
 
 from imgcls.errors import UserError, one_line
 from imgcls.system.files import write_atomic, write_table
-from imgcls.tasks import SINGLE_LABEL, Task, find
+from imgcls.tasks import SINGLE_LABEL, Task, agree, find
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Predictions:
     @cached_property
     def right(self) -> np.ndarray:
         """Whether they are, (M,) bool."""
-        return self.task.right(self.logits, self.label, self.cut)
+        return agree(self.decided, self.label)
 
     @property
     def hits(self) -> tuple[np.ndarray, np.ndarray]:

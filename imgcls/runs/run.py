@@ -15,7 +15,6 @@ from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions, read_predictions
 from imgcls.runs.record import Row, read_metrics
 from imgcls.system.files import read_json
-from imgcls.tasks import Task
 
 Settings = dict[str, Any]
 
@@ -47,6 +46,9 @@ class Run:
 
     Args:
         folder: The run's folder.
+
+    Attributes:
+        task: The kind of labels.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -54,6 +56,7 @@ class Run:
         self.settings = flatten(folder.read_config())
         self.metrics: dict[str, Any] = read_json(folder.metrics_json)
         self.environment: dict[str, Any] = read_json(folder.environment)
+        self.task = task_of(self.environment)
         self._tested: dict[str, tuple[RunFolder, dict[str, Any]]] = {"test": (folder, self.environment)}
         for other in folder.evaluations():
             name = other.path.name
@@ -66,11 +69,6 @@ class Run:
     def seed(self) -> Any:
         """The run's seed."""
         return self.settings.get("seed_everything")
-
-    @property
-    def task(self) -> Task:
-        """The kind of labels."""
-        return task_of(self.environment)
 
     @cached_property
     def rows(self) -> list[Row]:

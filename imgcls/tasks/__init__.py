@@ -6,11 +6,11 @@ from inspect import isabstract
 from pkgutil import iter_modules
 
 from imgcls.errors import UserError, near
-from imgcls.tasks.base import Pairs, Task
+from imgcls.tasks.base import Pairs, Task, agree, known
 
 SINGLE_LABEL = "single_label"
 
-__all__ = ["SINGLE_LABEL", "Pairs", "Task", "find"]
+__all__ = ["SINGLE_LABEL", "Pairs", "Task", "agree", "find", "known"]
 
 
 @cache
@@ -30,8 +30,10 @@ def find(name: str) -> Task:
     try:
         members = vars(import_module(module))
     except ModuleNotFoundError as error:
-        others = () if here else (of.name for of in iter_modules(__path__))
-        raise UserError(f"--data.task {name}: there is no module {error.name}{near(name, others)}") from error
+        way = near(name, (of.name for of in iter_modules(__path__)))
+        if here:
+            way = "; it may stand beside the config, in the folder that python is started in, or on PYTHONPATH"
+        raise UserError(f"--data.task {name}: there is no module {error.name}{way}") from error
     if kind not in members:
         raise UserError(f"--data.task {name}: {module} has no {kind}{near(kind, members)}")
     found = members[kind]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from imgcls.errors import UserError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
@@ -24,6 +26,16 @@ Numbers = TypeVar("Numbers", np.ndarray, "Tensor")
 
 Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
 """By the titles of columns, rows of as many classes, images with that mistake, and of how many."""
+
+
+def known(label: np.ndarray) -> np.ndarray:
+    """Whether the label of each image is known, (N,) bool."""
+    return np.asarray((label >= 0).all(tuple(range(1, label.ndim))))
+
+
+def agree(label: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Whether each image has the same label in both, (N,) bool."""
+    return np.asarray((label == other).all(tuple(range(1, label.ndim))))
 
 
 class Task(ABC):
@@ -96,10 +108,6 @@ class Task(ABC):
     def unknown(self, images: int, num_classes: int) -> np.ndarray:
         """Labels of images whose labels are not known."""
 
-    def known(self, label: np.ndarray) -> np.ndarray:
-        """Whether the label of each image is known, (N,) bool."""
-        return np.asarray((label >= 0).all(tuple(range(1, label.ndim))))
-
     @abstractmethod
     def renumbered(self, label: np.ndarray, number_of: np.ndarray, num_classes: int) -> np.ndarray:
         """Labels in terms of other classes; not known where an image has a class that is none of them.
@@ -126,9 +134,11 @@ class Task(ABC):
         """
         return list(names)
 
-    @abstractmethod
     def check(self, label: np.ndarray) -> None:
-        """Raise a UserError if labels are of another kind."""
+        """Raise a UserError if labels have the form of another kind."""
+        if label.ndim != self.unknown(0, 1).ndim:
+            theirs = "one label" if label.ndim == 1 else "several labels"
+            raise UserError(f"--data.task {self.name}: is for images with {self.labels}, and these have {theirs}")
 
     # learning
 
@@ -200,10 +210,6 @@ class Task(ABC):
     @abstractmethod
     def margin(self, probability: np.ndarray, decided: np.ndarray) -> np.ndarray:
         """How far each image is from being decided on otherwise, (N,)."""
-
-    def right(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> np.ndarray:
-        """Whether each image is predicted right, (N,) bool."""
-        return (self.decided(logits, cut) == label).reshape(len(label), -1).all(1)
 
     # measuring
 

@@ -95,10 +95,6 @@ class MultiLabel(Task):
                 )
         return list(names)
 
-    def check(self, label: np.ndarray) -> None:  # noqa: D102
-        if label.ndim != 2:
-            raise UserError("--data.task multi_label: images of these data have one label each; leave it out")
-
     def example(self, images: int, num_classes: int) -> Tensor:
         """Of one class each, in turn, so that all are there and are lacking alike."""
         import torch

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from imgcls.losses import Loss
 
-SEVERAL = "--data.task: images of these data have several labels, and this kind of labels one each; leave it out"
-
 
 class SingleLabel(Task):
     """Each image is of one class: softmax, and the class of the largest logit."""
@@ -31,7 +29,7 @@ class SingleLabel(Task):
 
     def numbered(self, names: Sequence[Sequence[str] | None], class_names: Sequence[str]) -> np.ndarray:  # noqa: D102
         if any(of is not None and len(of) > 1 for of in names):
-            raise UserError(SEVERAL)
+            raise UserError(f"--data.task {self.name}: is for images with {self.labels}, and these have several labels")
         number = {name: k for k, name in enumerate(class_names)}
         return np.array([number[of[0]] if of else -1 for of in names], dtype=np.int64)
 
@@ -44,10 +42,6 @@ class SingleLabel(Task):
     def another(self, label: np.ndarray, num_classes: int, rng: np.random.Generator) -> np.ndarray:
         """Sampled evenly from all other classes."""
         return (label + rng.integers(1, num_classes, len(label))) % num_classes
-
-    def check(self, label: np.ndarray) -> None:  # noqa: D102
-        if label.ndim != 1:
-            raise UserError(SEVERAL)
 
     def loss(self) -> Loss:  # noqa: D102
         from imgcls.losses import CrossEntropy
@@ -126,7 +120,7 @@ class SingleLabel(Task):
     def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:  # noqa: D102
         from imgcls.evaluate.accuracy import interval
 
-        return interval(int(self.right(logits, label, cut).sum()), len(label))
+        return interval(int((self.decided(logits, cut) == label).sum()), len(label))
 
     def label_errors(self, probability: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # noqa: D102
         from imgcls.evaluate.label_errors import label_errors
