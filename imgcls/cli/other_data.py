@@ -74,6 +74,7 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     section["init_args"] |= {k: v for k, v in taken.items() if k not in ("task", "ordered")} | {"augment": None}
     outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
     outer |= {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
+    outer["task"] = own["init_args"].get("task")
     return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
 
 

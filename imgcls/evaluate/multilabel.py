@@ -47,7 +47,7 @@ def best_cuts(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
 
     A cut lies midway between two neighbouring logits. Where all images are best decided on it is 0, or 1 below the
     lowest logit if that is lower still; for a label without a positive image it is 0. It is 0 too where the best F1 is
-    below 0.2: of a rare label that cannot be told that is to give it to nearly all images. Lewis et al., RCV1, JMLR 2004,
+    below 0.2: of a rare label that cannot be told that is to give it to nearly all images. Lewis et al., JMLR 2004,
     give such a label to none (SCutFBR).
 
     Args:

@@ -46,7 +46,8 @@ def sort_files(
 ) -> tuple[int, int]:
     """Copy or link files into `folder/<class>/`, those below a confidence into `folder/unsure/`.
 
-    A file of several classes goes into the folder of each, one of none into `folder/none/`. Files of one name get numbers, `cat.jpg` and `cat-2.jpg`. Done again, it does what is missing.
+    A file of several classes goes into the folder of each, one of none into `folder/none/`. Files of one name get
+    numbers, `cat.jpg` and `cat-2.jpg`. Done again, it does what is missing.
 
     Args:
         files: Each file with its classes and confidence.

@@ -59,7 +59,7 @@ class EMA(WeightAveraging):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The average has the cuts that were chosen for it: the model's own weights are back before they are."""
         if self._average_model is not None and pl_module.cut is not None:
-            self._average_model.module.cut.copy_(pl_module.cut)  # type: ignore[operator]
+            self._average_model.module.cut.copy_(pl_module.cut)  # type: ignore[operator, arg-type]
 
     @torch.no_grad()
     def update(self, average: AveragedModel, model: nn.Module) -> None:
