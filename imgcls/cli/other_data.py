@@ -13,6 +13,7 @@ from imgcls.cli.messages import explain
 from imgcls.data.base import ImageDataModule
 from imgcls.data.files import PREPARATION
 from imgcls.errors import UserError
+from imgcls.runs.environment import task_of
 from imgcls.runs.folder import RunFolder
 from imgcls.system.files import read_json
 
@@ -70,10 +71,11 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     except ArgumentError as error:
         raise UserError(explain(str(error), words, [], [])) from error
     taken = {k: v for k, v in own["init_args"].items() if k in SHARED - given}
-    # the other data may have fewer classes, which then have no order to check, and know best how they are labelled
+    # the other data may have fewer classes, whose order is that of the run, and know best how they are labelled
     section["init_args"] |= {k: v for k, v in taken.items() if k not in ("task", "ordered")} | {"augment": None}
-    outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment"}}
-    outer |= {"data": section, "class_names": read_json(run.environment)["data"]["class_names"]}
+    outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment", "ordered"}}
+    record = read_json(run.environment)
+    outer |= {"data": section, "class_names": record["data"]["class_names"], "task": task_of(record).name}
     return {"class_path": "imgcls.data.labelled.LabelledSet", "init_args": outer}
 
 

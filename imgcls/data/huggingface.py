@@ -70,7 +70,7 @@ class HuggingFaceData(ImageDataModule):
         each = _each(held)
         if each is not held:
             self.native_task = "multi_label"
-            self.task = named_task(kwargs.get("task"), self.ordered, self.native_task)
+            self.task = named_task(kwargs.get("task"), bool(self.ordered), self.native_task)
         if hasattr(each, "names"):
             self.class_names = list(each.names)
         elif _is_plain(each):

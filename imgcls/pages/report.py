@@ -27,8 +27,10 @@ def report(run: RunFolder) -> str:
     task = task_of(record)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
     columns = [key for key in (classes or [{}])[0] if key != "class" and not key.endswith(("_low", "_high"))]
-    headline = (f"test/{task.metric}", f"val/{task.metric}", "fit/seconds")
+    others = [name for name in task.resampled if name != task.metric]
+    headline = (f"test/{task.metric}", f"val/{task.metric}", *(f"test/{name}" for name in others), "fit/seconds")
     curves = {"loss": "Loss", task.metric: f"{task.metric_name[0].upper()}{task.metric_name[1:]}"}
+    curves |= {name: name for name in others}
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     return template("report.html").render(
