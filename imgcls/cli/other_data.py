@@ -71,7 +71,7 @@ def labelled_set(run: RunFolder, words: Sequence[str]) -> dict[str, Any] | None:
     except ArgumentError as error:
         raise UserError(explain(str(error), words, [], [])) from error
     taken = {k: v for k, v in own["init_args"].items() if k in SHARED - given}
-    # the other data may have fewer classes, which then have no order to check, and know best how they are labelled
+    # the other data may have fewer classes, whose order is that of the run, and know best how they are labelled
     section["init_args"] |= {k: v for k, v in taken.items() if k not in ("task", "ordered")} | {"augment": None}
     outer = {k: v for k, v in section["init_args"].items() if k in SHARED - {"seed", "augment", "task", "ordered"}}
     known = read_json(run.environment)

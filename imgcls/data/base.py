@@ -61,7 +61,8 @@ class ImageDataModule(DeviceBatches, ABC):
         task: Kind of labels: `single_label`, `multi_label`, `ordered`, or a module of one's own. Default: as the data
             say.
         ordered: Classes have an order, such as grades: task `ordered`. A list names them from the lowest; else it is
-            that of the data set's own numbers, where it has any, or of the numbers that classes are named by.
+            that of the data set's own numbers, where it has any, or of the numbers that classes are named by. A name
+            that YAML reads as something else, such as 01 or no, needs quotes.
         value_range: Values that become 0 and 255 of images deeper than 8 bits, linearly, clipped and rounded; images of
             8 bits stay as they are. Of bands a list of one such pair for each channel, or one for all; values that are
             not finite become 0. Default: measured on the training part, see `measured_range`; a run keeps it. `none`:

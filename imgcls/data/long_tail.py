@@ -27,11 +27,12 @@ class LongTail(ImageDataModule):
         self.native_task, self.native_size, self.native_channels = data.task, data.native_size, data.native_channels
         self.native_mean, self.native_std, self.class_names = data.native_mean, data.native_std, data.class_names
         super().__init__(**kwargs)
-        if self.root is not None:
-            raise UserError(
-                f"--data.root {self.root}: LongTail has its images from another data module; give it to that one, "
-                "--data.data.root, or name another class, --data=imgcls.data.folder.FolderData"
-            )
+        for option in ("root", "ordered"):
+            if value := getattr(self, option):
+                raise UserError(
+                    f"--data.{option} {value}: LongTail has its images from another data module; give it to that one, "
+                    f"--data.data.{option}, or name another class, --data=imgcls.data.folder.FolderData"
+                )
         self.data, self.imbalance, self.tail_seed = data, imbalance, tail_seed
         self.problems, self.skipped = data.problems, data.skipped  # it adds to them where it opens a part
 

@@ -57,8 +57,8 @@ def refuse_other_order(ordered: bool | list[str], class_names: Sequence[str]) ->
     """Raise a UserError if a list that `--data.ordered` gives is not the order in which the data number classes."""
     if isinstance(ordered, list) and ordered != list(class_names):
         raise UserError(
-            f"--data.ordered: these data number their classes themselves, {' < '.join(class_names)}; give "
-            "--data.ordered=true if that is their order, and a table of the images if not"
+            f"--data.ordered: these data number their classes themselves, {' < '.join(class_names)}; leave the list "
+            "out if that is their order; if not, give the images as folders or a table, or pack them with theirs"
         )
 
 

@@ -31,7 +31,7 @@ and sort them for half an hour (`pack` carves, so that training need not).
 from typing import Any
 
 from imgcls.data.base import ImageDataModule, Part
-from imgcls.data.options import check
+from imgcls.data.options import check, refuse_other_order
 from imgcls.errors import UserError
 from imgcls.images.shard_files import shard_files
 from imgcls.images.shards import ShardSource
@@ -79,6 +79,8 @@ class ShardData(ImageDataModule):
                 f"{largest / GB:.3g} GB; give more room or a smaller window"
             )
         super().__init__(root=root, **kwargs)
+        if self.task != self.native_task:
+            refuse_other_order(self.in_order(self.class_names), self.class_names)
         self.value_range = self.value_range or facts.get("value_range", "none")
 
     def has_official(self, part: Part) -> bool:  # noqa: D102

@@ -48,6 +48,7 @@ def curves_context(groups: Sequence[Group]) -> dict[str, Any]:
     """What the curves of groups are made from."""
     tasks = {run.task for group in groups for run in group.runs}
     titles = {f"val/{task.metric}": f"Validation {task.metric_name}" for task in tasks} | CURVES
+    titles |= {f"val/{name}": f"Validation {name}" for task in tasks for name in task.resampled if name != task.metric}
     curves = [(title, curve) for key, title in titles.items() if (curve := _curves(groups, key))]
     return {"curves": curves, "lines": [(group.name, _color(k)) for k, group in enumerate(groups)]}
 

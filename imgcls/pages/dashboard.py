@@ -127,7 +127,7 @@ class Dashboard:
 
     def _row(self, run: Run, group: Group) -> dict[str, Any]:
         folder, rows = run.folder.path, run.rows
-        names = {"acc", "loss", run.task.metric}
+        names = {"acc", "loss", run.task.metric, *run.task.resampled}
         last = {f"{row['split']}/{name}": float(row[name]) for row in rows for name in names if row.get(name)}
         return {
             "key": key_of(folder), "path": str(folder), "group": group.name, "settings": group.settings or {},

@@ -26,8 +26,9 @@ def report(run: RunFolder) -> str:
     record = read_json(run.environment)
     task = task_of(record)
     classes = [row for row in evaluation.get("classes", []) if row["images"]]
-    headline = (f"test/{task.metric}", f"val/{task.metric}", "fit/seconds")
-    curves = {"loss": "loss", task.metric: task.metric_name}
+    others = [name for name in task.resampled if name != task.metric]
+    headline = (f"test/{task.metric}", f"val/{task.metric}", *(f"test/{name}" for name in others), "fit/seconds")
+    curves = {"loss": "loss", task.metric: task.metric_name} | {name: name for name in others}
     whose = run.config.parent.name if run.config.parent != run.path else run.path.parent.name
     figures = sorted(run.figures.glob("*.png"), key=lambda path: (path.stem in EXPLAINED, path.stem))
     return template("report.html").render(

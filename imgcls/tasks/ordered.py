@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 AT_START, ANYWHERE = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d+(?:\.\d+)?")
 SHOWN = 10
+NOTE = "Those of mae and qwk are the middle ones of what resampled images give."
 
 
 class Ordered(SingleLabel):
@@ -69,7 +70,7 @@ class Ordered(SingleLabel):
 
         found = super().evaluation(logits, label, class_names, columns, cut, temperature, class_counts)
         found["metrics"] |= ordinal_scores(self.decided(logits, cut), label, len(class_names))
-        return found
+        return {**found, "note": f"{found['note']} {NOTE}"}
 
     def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> Metric:  # noqa: D102
         from imgcls.evaluate.resampled import mean, quadratic_weighted_kappa
@@ -97,4 +98,7 @@ def _refuse_others(names: Sequence[str], order: Sequence[str]) -> None:
     }
     told = [f"it {what} {', '.join(of[:SHOWN])}" for what, of in wrong.items() if of]
     if told:
-        raise UserError(f"--data.ordered: {' and '.join(told)}; name each class once, from the lowest to the highest")
+        raise UserError(
+            f"--data.ordered: {' and '.join(told)}; name each class once, from the lowest to the highest, in quotes "
+            "where YAML reads something else, such as no or 01"
+        )
