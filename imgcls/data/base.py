@@ -58,8 +58,8 @@ class ImageDataModule(DeviceBatches, ABC):
         interpolation: How images are resized. Default: as the weights were trained, else bilinear.
         crop_fraction: Share of the resized image's shorter side that the central crop keeps. Default: as the
             weights were trained, else 1.
-        task: Kind of labels: `single_label`, `multi_label`, `ordered`, or a module of one's own. Default: as the data
-            say.
+        task: Kind of labels: `single_label`, `multi_label`, `ordered`, or a class of one's own by its dotted path.
+            Default: as the data say.
         ordered: Classes have an order, such as grades: task `ordered`. A list names them from the lowest; else it is
             that of the data set's own numbers, where it has any, or of the numbers that classes are named by. A name
             that YAML reads as something else, such as 01 or no, needs quotes.
