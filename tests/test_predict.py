@@ -424,6 +424,16 @@ def test_files_are_sorted_without_loss():
     assert [f.read_text() for f in files] == ["1", "2", "1", "3", "4"]
 
 
+def test_files_of_several_classes_are_in_the_folder_of_each_and_those_of_none_in_another():
+    for name in ("p.jpg", "q.jpg"):
+        Path(name).write_text(name)
+    files = [(Path("p.jpg"), ["cat", "none"], 0.9), (Path("q.jpg"), [], 0.9)]
+    for _ in range(2):
+        assert sort_files(files, Path("s"), ["cat", "dog", "none"]) == (2, 0)
+        found = sorted(path.as_posix() for path in Path("s").rglob("*.jpg"))
+        assert found == ["s/cat/p.jpg", "s/none-2/q.jpg", "s/none/p.jpg"]
+
+
 def test_unsure_files_and_links_have_their_places():
     for name in ("p.jpg", "q.jpg"):
         Path(name).write_text(name)

@@ -112,7 +112,7 @@ class TableData(ImageDataModule):
         for row, reason in sorted(bad.items()):
             self.skipped.append(Skipped(parts[row], printable(f"{self._line(row)}: {paths[row]}"), reason))
         if not known:
-            raise UserError(f"{self.table}: has no rows that can be used")
+            raise UserError(f"{self.table}: has no row with a label that can be used")
         self.class_names = self.in_order(label_columns or class_order(known))
         self.set_channels(self.root / path for _, path, _, part in self._rows if part in tell_classes)
 
@@ -234,7 +234,9 @@ def read_columns(table: Path) -> dict[str, list[str]]:
             rows = list(csv.reader(file, delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: is not a CSV file in UTF-8 ({error})") from error
-    names = [name.strip() for name in rows[0]] if rows else []
+    if not rows:
+        raise UserError(f"{table}: is empty; give a line with the names of the columns and a line for each image")
+    names = [name.strip() for name in rows[0]]
     body = [row for row in rows[1:] if row]
     for number, row in enumerate(body):
         if len(row) != len(names):

@@ -91,7 +91,8 @@ class MultiLabel(Task):
         for name in names:
             if JOINED_BY in name:
                 raise UserError(
-                    f"data: class {name!r} holds {JOINED_BY}, which joins the labels of an image; rename it"
+                    f"data: class {name!r} holds {JOINED_BY}, which joins the labels of an image; rename it, or "
+                    f"if it is several labels, give --data.label_separator='{JOINED_BY}'"
                 )
         return list(names)
 
