@@ -3,17 +3,13 @@
 Shapes: S runs of a group that differ in the seed alone, M test images, B resamples, J splits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from imgcls.evaluate.resampled import RESAMPLES, MetricOf, percentiles, resamples
 from imgcls.science.resampling import ChanceOfImages
-from imgcls.science.statistics import LEVEL, Comparison, Estimate, compare_runs, compare_scores
-
-# of weights (M, B), how often each image is in each resample, int16, to values (B,); nan where a resample has none
-MetricOf = Callable[[np.ndarray], np.ndarray]
-RESAMPLES = 1000
-AT_ONCE, WEIGHTS_AT_ONCE = 128, 2**23  # resamples, as fast as any; weights, 64 MB
+from imgcls.science.statistics import Comparison, Estimate, compare_runs, compare_scores
 
 
 def compare_resampled(
@@ -46,7 +42,7 @@ def compare_resampled(
         paired: As in `compare_runs`.
     """
     metrics = [*group, *baseline]
-    whole = np.ones((images, 1), np.int16)
+    whole = np.ones((images, 1))
     score = np.array([metric_of(whole)[0] for metric_of in metrics])
     scores = score[: len(group)], score[len(group) :]
     value = _known(np.stack([resample(metric_of, images) for metric_of in metrics]))
@@ -90,14 +86,7 @@ def resample(metric_of: MetricOf, images: int, place: np.ndarray | slice = slice
         images: M.
         place: Which of the M images it is measured on.
     """
-    rng = np.random.default_rng(0)
-    step = max(1, min(AT_ONCE, WEIGHTS_AT_ONCE // images))
-    found = []
-    for count in np.diff([*range(0, RESAMPLES, step), RESAMPLES]).tolist():
-        cell = rng.integers(images, size=(count, images)) * count + np.arange(count)[:, None]
-        weights = np.bincount(cell.ravel(), minlength=images * count).reshape(images, count)
-        found.append(metric_of(weights[place].astype(np.int16)))
-    return np.concatenate(found)
+    return np.concatenate([metric_of(weights[place]) for weights in resamples(images)])
 
 
 def _known(value: np.ndarray) -> np.ndarray | None:
@@ -112,8 +101,7 @@ def _covariance(value: np.ndarray, images: int) -> np.ndarray:
 
 
 def _percentiles(difference: float, resampled: np.ndarray) -> Comparison:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled, (tail, 1 - tail))
+    low, high = percentiles(resampled)
     beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
     found = Estimate(difference, float(low), float(high))
