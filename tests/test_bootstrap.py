@@ -10,11 +10,11 @@ import pytest
 import yaml
 from sklearn import metrics as sk
 
-from imgcls.evaluate import resampled as resampled_metrics
 from imgcls.evaluate.resampled import mean, mean_average_precision, quadratic_weighted_kappa
 from imgcls.runs.folder import RunFolder
 from imgcls.runs.predictions import Predictions
 from imgcls.runs.run import find_runs
+from imgcls.science import bootstrap
 from imgcls.science.bootstrap import RESAMPLES, chance_of_images, compare_resampled, resample
 from imgcls.science.comparison import compare, higher_is_better
 from imgcls.science.groups import group_runs
@@ -92,7 +92,7 @@ def test_all_metrics_are_resampled_alike_and_as_often(monkeypatch):
     assert len(resampled) == RESAMPLES and np.array_equal(resampled, resample(mean(value), 50))
     assert np.allclose(resample(mean(2 * value + 1), 50), 2 * resampled + 1)
     assert resampled.std() == pytest.approx(value.std() / math.sqrt(50), rel=0.1)
-    monkeypatch.setattr(resampled_metrics, "WEIGHTS_AT_ONCE", 50 * 7)  # as if there were more than fit at once
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 50 * 7)  # as if there were more than fit at once
     assert np.allclose(resample(mean(value), 50), resampled)
 
 

@@ -26,7 +26,6 @@ from imgcls.evaluate.multilabel import (
     negative_log_likelihood,
 )
 from imgcls.evaluate.multilabel_scores import MultilabelScores
-from imgcls.evaluate.resampled import resamples
 
 from .conftest import ROOT
 
@@ -165,7 +164,7 @@ def test_intervals_are_those_of_explicit_resamples(case, monkeypatch):
     logits, label = (of[:30] for of in CASES[case])
     cut, images = np.full(label.shape[1], -0.3), len(label)
     found = bootstrap(logits, label, cut)
-    drawn = np.random.default_rng(0).integers(images, size=(80, images))
+    drawn = np.random.default_rng(0).integers(images, size=(images, 80)).T
     scores = [by_scikit_learn(logits[of], label[of], cut) for of in drawn]
     for name in scores[0]:
         wanted = np.nanpercentile([of[name] for of in scores], [2.5, 97.5])
@@ -178,18 +177,12 @@ def test_intervals_are_those_of_explicit_resamples(case, monkeypatch):
     assert found.keys() - scores[0].keys() == {"ap"}
 
 
-def test_there_are_fewer_resamples_of_many_labels_and_they_come_in_parts(monkeypatch):
-    asked = []
-    monkeypatch.setattr(multilabel, "resamples", lambda images, count: asked.append(count) or [])
-    for shape in ((5000, 20), (50000, 80), (3000, 10**6)):
-        with pytest.raises(IndexError):  # of no resamples
-            multilabel.bootstrap(np.zeros(1), np.broadcast_to(np.int8(0), shape), np.zeros(1))
-    assert asked == [1000, 250, 200]
-    for images, count in ((5000, 1000), (50000, 250)):
-        parts = list(resamples(images, count))
+def test_there_are_fewer_resamples_of_many_labels_and_they_come_in_parts():
+    for (images, labels), count in {(5000, 20): 1000, (50000, 80): 250, (3000, 10**6): 200}.items():
+        parts = list(multilabel._resamples(images, labels))
         assert sum(part.shape[1] for part in parts) == count
         assert all(part.size <= 2**22 and (part.sum(0) == images).all() for part in parts)
-    first, second = (np.concatenate(list(resamples(50)), 1) for _ in range(2))
+    first, second = (np.concatenate(list(multilabel._resamples(50, 2)), 1) for _ in range(2))
     assert np.array_equal(first, second) and len(np.unique(first, axis=1).T) == 1000
     assert first.var() == pytest.approx(1 - 1 / 50, rel=0.02)  # that of a multinomial distribution
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from imgcls.evaluate import resampled
 from imgcls.evaluate.accuracy import interval
-from imgcls.evaluate.ordinal import ordinal_scores
+from imgcls.evaluate.ordinal import mean_absolute_error, ordinal_scores, quadratic_weighted_kappa, within_one
 from imgcls.evaluate.ordinal_scores import OrdinalScores
 from imgcls.evaluate.scores import Scores
 
@@ -33,10 +32,6 @@ CASES = {
 each = pytest.mark.parametrize(("prediction", "label", "classes"), CASES.values(), ids=CASES)
 
 
-def quadratic_weighted_kappa(prediction, label):
-    return float(resampled.quadratic_weighted_kappa(prediction, label)(np.ones((len(label), 1)))[0])
-
-
 def kappa(prediction, label, classes):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of one class alone
@@ -46,11 +41,11 @@ def kappa(prediction, label, classes):
 @each
 def test_scores_are_those_of_scikit_learn(prediction, label, classes):
     found = ordinal_scores(prediction, label, classes)
-    assert found["mae"] == sk.mean_absolute_error(label, prediction)
+    assert found["mae"] == mean_absolute_error(prediction, label) == sk.mean_absolute_error(label, prediction)
     assert found["qwk"] == pytest.approx(kappa(prediction, label, classes), abs=1e-12)
-    assert found["qwk"] == pytest.approx(quadratic_weighted_kappa(prediction, label), abs=1e-12)
+    assert found["qwk"] == quadratic_weighted_kappa(prediction, label, classes)
     near = sum(abs(int(p) - int(y)) <= 1 for p, y in zip(prediction, label, strict=True))
-    assert found["within_one"] == near / len(label)
+    assert found["within_one"] == within_one(prediction, label) == near / len(label)
     assert (found["within_one_low"], found["within_one_high"]) == interval(near, len(label))
     for name in ("mae", "qwk"):
         assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
@@ -59,9 +54,9 @@ def test_scores_are_those_of_scikit_learn(prediction, label, classes):
 def test_kappa_by_hand():
     """Labels 0, 0, 1, 2 predicted 0, 1, 1, 0: squares of 0, 1, 0, 4 against (5 + 3 + 3 + 5) / 4 by chance."""
     prediction, label = np.array([0, 1, 1, 0]), np.array([0, 0, 1, 2])
-    assert quadratic_weighted_kappa(prediction, label) == -0.25
-    assert quadratic_weighted_kappa(label, label) == 1
-    assert quadratic_weighted_kappa(np.array([1, 1]), np.array([0, 2])) == 0  # what says nothing of the class
+    assert quadratic_weighted_kappa(prediction, label, 3) == -0.25
+    assert quadratic_weighted_kappa(label, label, 3) == 1
+    assert quadratic_weighted_kappa(np.array([1, 1]), np.array([0, 2]), 3) == 0  # what says nothing of the class
 
 
 def test_kappa_of_one_class_is_not_defined():
@@ -79,7 +74,7 @@ def test_intervals_are_those_of_resampled_images():
     rng = np.random.default_rng(7)
     samples = rng.integers(120, size=(4000, 120))
     absolute = [np.abs(prediction[of] - label[of]).mean() for of in samples]
-    kappas = [quadratic_weighted_kappa(prediction[of], label[of]) for of in samples]
+    kappas = [quadratic_weighted_kappa(prediction[of], label[of], classes) for of in samples]
     for name, values in (("mae", absolute), ("qwk", kappas)):
         low, high = np.percentile(values, [2.5, 97.5])
         width = high - low
@@ -97,8 +92,8 @@ def test_scores_logged_while_testing_are_the_same(prediction, label, classes):
         for of in (scores, others):
             of.update(z, y, torch.nn.functional.cross_entropy(z, y))
     logged = {name: value.item() for name, value in scores.collect().items()}
-    assert logged.pop("val/mae") == pytest.approx(sk.mean_absolute_error(label, prediction), rel=1e-6)
-    assert logged.pop("val/qwk") == pytest.approx(quadratic_weighted_kappa(prediction, label), abs=1e-6)
+    assert logged.pop("val/mae") == pytest.approx(mean_absolute_error(prediction, label), rel=1e-6)
+    assert logged.pop("val/qwk") == pytest.approx(quadratic_weighted_kappa(prediction, label, classes), abs=1e-6)
     assert logged == {name: value.item() for name, value in others.collect().items()}
 
 

@@ -3,13 +3,14 @@
 Shapes: N images, K classes. A class without an image has no recall, and so no precision, F1 and AUROC here: nan.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import binomtest
 
-from imgcls.evaluate.resampled import LEVEL
-
+LEVEL = 0.95
+RESAMPLES = 1000
 IMBALANCED = 10  # largest over smallest class from which on classes are told apart by their size
 
 
@@ -17,6 +18,16 @@ def interval(right: int, images: int) -> tuple[float, float]:
     """95 % interval of the share `right / images` (Wilson, Journal of the American Statistical Association 1927)."""
     low, high = binomtest(right, images).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
+
+
+def percentiles(values: np.ndarray) -> np.ndarray:
+    """95 % percentile interval (2, …) of R resamples (R, …), Efron and Tibshirani, Bootstrap, 1993, chapter 13.
+
+    Resamples without a value, nan, are left out; nan where none has one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        return np.nanpercentile(values, (50 - 50 * LEVEL, 50 + 50 * LEVEL), axis=0)
 
 
 def top_k(logits: np.ndarray, label: np.ndarray, k: int) -> float:

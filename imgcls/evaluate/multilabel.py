@@ -5,20 +5,19 @@ is above its cut, (K,): cuts are logits, so that a temperature, by which both ar
 without an image has no recall, and so no precision, F1, average precision and AUROC here: nan.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
-from imgcls.evaluate.accuracy import by_size, from_counts, mean_of
+from imgcls.evaluate.accuracy import RESAMPLES, by_size, from_counts, mean_of, percentiles
 from imgcls.evaluate.calibration import expected_calibration_error, likeliest, reliability
-from imgcls.evaluate.resampled import RESAMPLES, percentiles, resamples
 from imgcls.evaluate.summary import class_tables, decisions, with_temperature
 
 # of each label, what is averaged over labels
 MEANS = {name: name for name in ("auroc", "precision", "recall", "f1", "hamming")} | {"map": "ap"}
-FEWEST_RESAMPLES, MOST_LABELS = 200, 10**6
+FEWEST_RESAMPLES, MOST_LABELS, CHUNK = 200, 10**6, 2**22
 NOTE = (
     "Each label by itself, decided on where its probability is above its threshold. Means over labels leave out those "
     "without a test image, which have no scores, but for calibration. A label that was never decided on has precision "
@@ -107,8 +106,7 @@ def bootstrap(logits: np.ndarray, label: np.ndarray, cut: np.ndarray) -> dict[st
         label: (N, K) of 0 and 1.
         cut: (K,).
     """
-    count = max(FEWEST_RESAMPLES, min(RESAMPLES, RESAMPLES * MOST_LABELS // label.size))
-    parts = [_resampled(logits, label, cut, weight) for weight in resamples(len(label), count)]
+    parts = [_resampled(logits, label, cut, weight) for weight in _resamples(*label.shape)]
     values = [{**_totals(found), "ap": found["ap"].T} for found in parts]
     return {name: percentiles(np.concatenate([part[name] for part in values])) for name in values[0]}
 
@@ -181,6 +179,7 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
 def _resampled(logits: np.ndarray, label: np.ndarray, cut: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Counts and scores of each label in each resample, (K, R), of images that count `weight` times, (N, R)."""
     there, decided = label.astype(bool), logits > cut
+    # sums of whole numbers are exact in float32 up to 16 million images
     of_labels = (of.T.astype(weight.dtype) @ weight for of in (there, decided, there & decided))
     images, predicted, right = (of.astype(np.float64) for of in of_labels)
     ap, auroc = np.stack([_areas(logits[:, k], there[:, k], weight) for k in range(label.shape[1])], 1)
@@ -226,6 +225,17 @@ def _areas(score: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple
     # negatives that score higher, those of the same score by half: what is lost of Mann and Whitney's U
     higher = (before - (own_upto - own)) + (upto - before - own) / 2
     return ap, 1 - (own * higher).sum(0) / (ones * zeros)
+
+
+def _resamples(images: int, labels: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each resample, (N, R) float32, some resamples at a time."""
+    rng = np.random.default_rng(0)
+    left = max(FEWEST_RESAMPLES, min(RESAMPLES, RESAMPLES * MOST_LABELS // (images * labels)))
+    while left > 0:
+        size = min(left, max(1, CHUNK // images))
+        cell = rng.integers(images, size=(images, size)) * size + np.arange(size)
+        yield np.bincount(cell.ravel(), minlength=images * size).reshape(images, size).astype(np.float32)
+        left -= size
 
 
 def _shots(classes: dict[str, np.ndarray], there: np.ndarray, class_counts: Sequence[int]) -> list[dict[str, Any]]:

@@ -1,38 +1,14 @@
 """Metrics as functions of how often each image counts, so that images can be resampled many at a time.
 
-Shapes: M images, K labels, B resamples. A metric takes predictions and gives a function of weights (M, B), how often
-each image is in each resample, whole numbers, whose values (B,) are the metric; nan where a resample has none.
+Shapes: M images, K labels, B resamples. Each function here takes predictions and gives a function of weights (M, B),
+how often each image is in each resample, integers, whose values (B,) are the metric; nan where a resample has none.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 MetricOf = Callable[[np.ndarray], np.ndarray]
-LEVEL = 0.95
-RESAMPLES = 1000
-AT_ONCE, WEIGHTS_AT_ONCE = 128, 2**22  # resamples, as fast as any; weights, 16 MB
-
-
-def resamples(images: int, count: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """Weights (M, B) float32 of M images drawn with replacement, some resamples at a time, from a fixed seed."""
-    rng = np.random.default_rng(0)
-    step = max(1, min(AT_ONCE, WEIGHTS_AT_ONCE // images))
-    for size in np.diff([*range(0, count, step), count]).tolist():
-        cell = rng.integers(images, size=(size, images)) * size + np.arange(size)[:, None]
-        # sums of whole numbers are exact in float32 up to 16 million images
-        yield np.bincount(cell.ravel(), minlength=images * size).reshape(images, size).astype(np.float32)
-
-
-def percentiles(values: np.ndarray) -> np.ndarray:
-    """95 % percentile interval (2, …) of R resamples (R, …), Efron and Tibshirani, Bootstrap, 1993, chapter 13.
-
-    Resamples without a value, nan, are left out; nan where none has one.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice")
-        return np.nanpercentile(values, (50 - 50 * LEVEL, 50 + 50 * LEVEL), axis=0)
 
 
 def mean(value: np.ndarray) -> MetricOf:

@@ -3,13 +3,17 @@
 Shapes: S runs of a group that differ in the seed alone, M test images, B resamples, J splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from imgcls.evaluate.resampled import RESAMPLES, MetricOf, percentiles, resamples
 from imgcls.science.resampling import ChanceOfImages
-from imgcls.science.statistics import Comparison, Estimate, compare_runs, compare_scores
+from imgcls.science.statistics import LEVEL, Comparison, Estimate, compare_runs, compare_scores
+
+# of weights (M, B), how often each image is in each resample, int16, to values (B,); nan where a resample has none
+MetricOf = Callable[[np.ndarray], np.ndarray]
+RESAMPLES = 1000
+AT_ONCE, WEIGHTS_AT_ONCE = 128, 2**23  # resamples, as fast as any; weights, 64 MB
 
 
 def compare_resampled(
@@ -42,7 +46,7 @@ def compare_resampled(
         paired: As in `compare_runs`.
     """
     metrics = [*group, *baseline]
-    whole = np.ones((images, 1))
+    whole = np.ones((images, 1), np.int16)
     score = np.array([metric_of(whole)[0] for metric_of in metrics])
     scores = score[: len(group)], score[len(group) :]
     value = _known(np.stack([resample(metric_of, images) for metric_of in metrics]))
@@ -86,7 +90,14 @@ def resample(metric_of: MetricOf, images: int, place: np.ndarray | slice = slice
         images: M.
         place: Which of the M images it is measured on.
     """
-    return np.concatenate([metric_of(weights[place]) for weights in resamples(images)])
+    rng = np.random.default_rng(0)
+    step = max(1, min(AT_ONCE, WEIGHTS_AT_ONCE // images))
+    found = []
+    for count in np.diff([*range(0, RESAMPLES, step), RESAMPLES]).tolist():
+        cell = rng.integers(images, size=(count, images)) * count + np.arange(count)[:, None]
+        weights = np.bincount(cell.ravel(), minlength=images * count).reshape(images, count)
+        found.append(metric_of(weights[place].astype(np.int16)))
+    return np.concatenate(found)
 
 
 def _known(value: np.ndarray) -> np.ndarray | None:
@@ -101,7 +112,8 @@ def _covariance(value: np.ndarray, images: int) -> np.ndarray:
 
 
 def _percentiles(difference: float, resampled: np.ndarray) -> Comparison:
-    low, high = percentiles(resampled)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled, (tail, 1 - tail))
     beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     p_value = min(1.0, 2 * (beyond + 1) / (len(resampled) + 1))
     found = Estimate(difference, float(low), float(high))

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from imgcls.errors import UserError, near
-from imgcls.evaluate.resampled import MetricOf
 from imgcls.runs.predictions import Predictions
 from imgcls.runs.run import Run, Tested
-from imgcls.science.bootstrap import chance_of_images, compare_resampled
+from imgcls.science.bootstrap import MetricOf, chance_of_images, compare_resampled
 from imgcls.science.groups import Group, short
 from imgcls.science.planning import outlook
 from imgcls.science.resampling import ChanceOfImages, compare_splits, image_by_image, mean_over_splits

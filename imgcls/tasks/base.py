@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from imgcls.evaluate.resampled import MetricOf
     from imgcls.losses import Labels, Loss
 
 Pairs = tuple[np.ndarray, np.ndarray]
 """Image and class of each label that is given, (P,) int64 each, by image."""
+
+Metric = Callable[[np.ndarray], np.ndarray]
+"""How often each image is in each of B resamples, (N, B), to values (B,); see `imgcls.evaluate.resampled`."""
 
 Mistakes = dict[tuple[str, ...], list[tuple[tuple[int, ...], int, int]]]
 """By the titles of columns, rows of as many classes, images with that mistake, and of how many."""
@@ -212,7 +214,7 @@ class Task(ABC):
     def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:
         """95 % interval of the kind's metric."""
 
-    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> MetricOf:
+    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> Metric:
         """One of the metrics `resampled`, of images that are resampled."""
         raise NotImplementedError
 

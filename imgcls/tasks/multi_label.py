@@ -7,13 +7,12 @@ import numpy as np
 import scipy
 
 from imgcls.errors import UserError
-from imgcls.tasks.base import Mistakes, Pairs, Task
+from imgcls.tasks.base import Metric, Mistakes, Pairs, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
-    from imgcls.evaluate.resampled import MetricOf
     from imgcls.losses import Labels, Loss
 
 JOINED_BY = "|"
@@ -185,7 +184,7 @@ class MultiLabel(Task):
         low, high = bootstrap(logits, label, np.zeros(label.shape[1]) if cut is None else cut)["map"]
         return float(low), float(high)
 
-    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> MetricOf:  # noqa: D102
+    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> Metric:  # noqa: D102
         from imgcls.evaluate.resampled import mean, mean_average_precision
 
         if metric == "hamming":

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from imgcls.errors import UserError
+from imgcls.tasks.base import Metric
 from imgcls.tasks.single_label import SingleLabel
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from imgcls.evaluate.resampled import MetricOf
     from imgcls.losses import Labels
 
 AT_START, ANYWHERE = re.compile(r"-?\d+(?:\.\d+)?"), re.compile(r"\d+(?:\.\d+)?")
@@ -72,10 +72,14 @@ class Ordered(SingleLabel):
         found["metrics"] |= ordinal_scores(self.decided(logits, cut), label, len(class_names))
         return {**found, "note": f"{found['note']} {NOTE}"}
 
-    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> MetricOf:  # noqa: D102
-        from imgcls.evaluate.ordinal import ordinal_metrics
+    def resample(self, metric: str, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> Metric:  # noqa: D102
+        from imgcls.evaluate.resampled import mean, quadratic_weighted_kappa
 
-        return ordinal_metrics(self.decided(logits, cut), label)[metric]
+        decided = self.decided(logits, cut)
+        if metric == "qwk":
+            return quadratic_weighted_kappa(decided, label)
+        distance = np.abs(decided - label)
+        return mean(distance if metric == "mae" else distance <= 1)
 
 
 def _number(name: str) -> float | None:
