@@ -162,7 +162,7 @@ class Classifier(LightningModule):
                 # a class without a training image never occurs in the loss
                 self.class_weight = count.sum() / (count > 0).sum() / count.clamp(min=1)
             if self.teacher is not None:
-                self.teacher.load(data.class_names, self.task, device)
+                self.teacher.load(data.class_names, device, self.task)
         if self.compile_step and not self.compiled:
             compile_backbone(self.backbone, joins=len({how.start for how in self.trained.values()}))
             self.compiled = True

@@ -25,6 +25,7 @@ from imgcls.science.question import arms_of, judge, read_question
 from imgcls.science.replicates import Replicates
 from imgcls.science.statistics import compare_scores
 from imgcls.science.until import Budget, intervals, read_budget
+from imgcls.tasks import SINGLE_LABEL, find
 
 from .conftest import ROOT
 from .test_compare import write_run
@@ -389,7 +390,7 @@ def test_overlapping_splits_have_a_floor_that_is_rarely_too_high(question):
     def planted(splits: int) -> list[Group]:
         def run(split: int) -> SimpleNamespace:
             known = {"settings": {"split": split}, "environment": facts, "tested": lambda name="test": None}
-            return SimpleNamespace(metrics={"test/acc": rng.normal()}, **known)
+            return SimpleNamespace(metrics={"test/acc": rng.normal()}, task=find(SINGLE_LABEL), **known)
 
         return [Group([run(split) for split in range(splits)], name=arm, over=over) for arm in ("low", "high")]
 

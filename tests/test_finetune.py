@@ -354,7 +354,7 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
     assert imgcls("fit", *TINY, "--run_dir=teacher", "--test_after_fit=false")[0] == 0
     teacher = Teacher("teacher")
     data = SampleData()
-    teacher.load(data.class_names, find(SINGLE_LABEL), torch.device("cpu"))
+    teacher.load(data.class_names, torch.device("cpu"))
     data.setup("fit")
     image = data.parts["train"][0].images([1, 2, 3], data.resize_crop("val"))
     other = SampleData(mean=[0.9], std=[0.1])
@@ -363,10 +363,10 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
         teacher.logits(other.normalize(image), other.mean, other.std), expected, atol=1e-4, rtol=0
     )
     with pytest.raises(UserError, match="knows the classes T-shirt/top"):
-        teacher.load(["a", "b"], find(SINGLE_LABEL), torch.device("cpu"))
+        teacher.load(["a", "b"], torch.device("cpu"))
     kinds = "--model.teacher.run teacher: learnt from labels of the kind single_label, the data has .*losses_multi"
     with pytest.raises(UserError, match=kinds):
-        teacher.load(data.class_names, Several(), torch.device("cpu"))
+        teacher.load(data.class_names, torch.device("cpu"), Several())
 
 
 # ---- frozen features ----

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from imgcls.errors import UserError
 from imgcls.science.conclusion import given
-from imgcls.science.question import arms_of, read_question
+from imgcls.science.question import arms_of, in_terms_of, read_question
 from imgcls.system.files import write_atomic
 
 HEAD = """# Questions and measured answers
@@ -42,6 +42,7 @@ def main(words: list[str]) -> int:
     for folder in options.folders:
         question = read_question(folder)
         groups = arms_of(question, options.runs / question.name)
+        question = in_terms_of(question, groups)
         if not any(group.scores(question.metric) for group in groups):
             raise UserError(
                 f"answers: {options.runs / question.name} holds no finished run; first "

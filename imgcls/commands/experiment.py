@@ -20,7 +20,7 @@ from imgcls.runs.processes import last_line
 from imgcls.science.comparison import compare
 from imgcls.science.conclusion import conclusion
 from imgcls.science.groups import short
-from imgcls.science.question import Question, arms_of, by_values, judge, read_question
+from imgcls.science.question import Question, arms_of, by_values, in_terms_of, judge, read_question
 from imgcls.science.until import MOST, Budget, Interval, intervals, read_budget
 from imgcls.system.files import write_atomic
 
@@ -58,6 +58,7 @@ def main(words: list[str]) -> int:
     from imgcls.pages.compare_page import write_page
 
     groups = arms_of(question, work.out)
+    question = in_terms_of(question, groups)
     for values, alike in by_values(question, groups).items():
         result = compare(alike, question.metric, question.baseline)
         page = work.out / f"{'-'.join(['compare', *values])}.html"
@@ -148,7 +149,8 @@ class _Work:
             if not jobs:
                 more += 1
                 continue
-            found = intervals(question, arms_of(question, self.out))
+            groups = arms_of(question, self.out)
+            found = intervals(in_terms_of(question, groups), groups)
             wide = sorted((one for one in found if one.is_wide(width)), key=lambda one: one.width)
             if not wide:
                 return "all are narrow enough"

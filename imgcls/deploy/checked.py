@@ -72,7 +72,7 @@ def export(
         return model.task.decided(model.task.log_odds(torch.from_numpy(probability)), cut).numpy()
 
     model.finetune.merge(model.backbone)
-    about = describe(run, scaled_by, thresholds, resize_crop.resize)
+    about = describe(run, scaled_by, resize_crop.resize, thresholds)
     if kind == "safetensors":
         state = model.state_dict()
         content = save({name: value.contiguous() for name, value in state.items()}, about)

@@ -57,7 +57,7 @@ def write_answer(
 
 def draw(question: Question, groups: Sequence[Group], law: PowerLaw | None = None) -> Figure:
     """The figure: accuracy by severity, lines over a number, or one point for each arm; with 95 % intervals."""
-    panels = question.severities or question.metrics
+    panels = question.severities or question.shown
     figure, grid = _panels(len(panels), sharey=bool(question.severities))
     lines, others = lines_of(question, groups)
     for axes, panel in zip(grid, panels, strict=True):
@@ -206,12 +206,12 @@ def _layers(question: Question, groups: Sequence[Group], figure: Path, link: str
 
 
 def _table(question: Question, groups: Sequence[Group]) -> str:
-    head = [*question.axes, "arm", "runs", *question.metrics, f"against {question.baseline}"]
+    head = [*question.axes, "arm", "runs", *question.shown, f"against {question.baseline}"]
     rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for values, alike in by_values(question, groups).items():
         result = {row["name"]: row for row in compare(alike, question.metric, question.baseline)["groups"]}
         for group in alike:
-            means = [f"{mean_of(group, m):.3f}" if group.scores(m) else "–" for m in question.metrics]
+            means = [f"{mean_of(group, m):.3f}" if group.scores(m) else "–" for m in question.shown]
             verdict = result.get(group.name, {}).get("verdict", "baseline")
             rows.append(f"| {' | '.join([*values, group.name, str(len(group.runs)), *means, verdict])} |")
     return "\n".join(rows)

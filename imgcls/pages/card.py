@@ -15,14 +15,16 @@ from imgcls.system.files import read_json
 NO_FINGERPRINT = ("class", "task", "class_names", "class_counts", "images")
 
 
-def describe(run: RunFolder, temperature: float, thresholds: Sequence[float] | None, resize: int) -> dict[str, str]:
+def describe(
+    run: RunFolder, temperature: float, resize: int, thresholds: Sequence[float] | None = None
+) -> dict[str, str]:
     """Metadata of a run's exported model, each value a text; other values are written as JSON.
 
     Args:
         run: The run.
         temperature: By which the exported model divides its logits.
-        thresholds: Probability of each class above which it is decided on, where the kind of labels has such.
         resize: Length to which the shorter side of an image is resized, in pixels.
+        thresholds: Probability of each class above which it is decided on, where the kind of labels has such.
     """
     record, options, metrics = read_json(run.environment), _options(run), read_json(run.metrics_json)
     data, git, task = record["data"], record.get("git"), task_of(record)

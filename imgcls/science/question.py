@@ -50,7 +50,8 @@ class Question:
         repeats: How many times the images are split anew, into folds or else at random; 0: as the arms have it.
         baseline: Name of the arm (with axes, of its file) that the others are compared with.
         metric: What is compared.
-        metrics: What is shown of each arm; where it is given, its first is compared.
+        metrics: What is shown of each arm; where it is given, its first is compared. Default: the metric of the kind
+            of labels, such as test/acc or test/map.
         options: Further options of every fit.
         axes: Of each axis its values, and of each value its options of the fit.
         without: Patterns of arms that the axes make and that are not run, such as `*-5400-160`.
@@ -88,6 +89,11 @@ class Question:
     def name(self) -> str:
         """Name of the folder."""
         return self.folder.resolve().name
+
+    @property
+    def shown(self) -> list[str]:
+        """Metrics of each arm, the first of which is compared."""
+        return self.metrics or [self.metric]
 
     @property
     def replicates(self) -> Replicates:
@@ -169,12 +175,13 @@ def read_question(folder: Path, **given: Any) -> Question:
         raise UserError(f"{path}: seeds: {seeds} are not numbers from 0, each once")
     if folds < 0 or folds == 1 or repeats < 0:
         raise UserError(f"{path}: folds: {folds}, repeats: {repeats}: give at least 2 folds and 1 repeat; 0: none")
-    metrics = content.get("metrics") or [content.get("metric", blank.metric)]
+    metrics = content.get("metrics") or [content[key] for key in ("metric",) if key in content]
     for axis, values in content.get("axes", {}).items():
         if not isinstance(values, dict) or {type(options) for options in values.values()} != {list}:
             wanted = 'a table of values with a list of options each: 40 = ["--trainer.max_epochs=40"]'
             raise UserError(f"{path}: axes: {axis}: {values!r} is not {wanted}")
-    question = Question(folder, **{"question": folder.name, **content, "metric": metrics[0], "metrics": metrics})
+    metric = (metrics or [blank.metric])[0]
+    question = Question(folder, **{"question": folder.name, **content, "metric": metric, "metrics": metrics})
     if not question.arms:
         raise UserError(f"experiment: {folder}: holds no arm (a YAML file)")
     for pattern in question.without:
@@ -218,6 +225,14 @@ def arms_of(question: Question, runs: Path) -> list[Group]:
     for group in groups:
         group.settings = telling.get(id(group.runs[0]), {})
     return groups
+
+
+def in_terms_of(question: Question, groups: Sequence[Group]) -> Question:
+    """The question by the metric of the runs' kind of labels, where it names none."""
+    if question.metrics or not groups:
+        return question
+    metric = f"test/{groups[0].runs[0].task.metric}"
+    return replace(question, metric=metric, metrics=[metric])
 
 
 def by_values(question: Question, groups: Sequence[Group]) -> dict[tuple[str, ...], list[Group]]:

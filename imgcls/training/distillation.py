@@ -7,6 +7,8 @@ from imgcls.errors import UserError
 from imgcls.runs.load import LoadedRun, load_run
 from imgcls.tasks import SINGLE_LABEL, Task, find
 
+SINGLE = find(SINGLE_LABEL)
+
 
 class Teacher:
     """A trained run whose predictions are targets beside the labels (Hinton et al., Distilling the knowledge, 2015).
@@ -27,9 +29,9 @@ class Teacher:
             raise UserError(f"--model.teacher: weight {weight} must lie in 0..1, temperature {temperature} above 0")
         self.run, self.temperature, self.weight = run, temperature, weight
         self.loaded: LoadedRun | None = None
-        self.task = find(SINGLE_LABEL)
+        self.task = SINGLE
 
-    def load(self, class_names: list[str], task: Task, device: torch.device) -> None:
+    def load(self, class_names: list[str], device: torch.device, task: Task = SINGLE) -> None:
         """Load the teacher of a student that learns these classes, from labels of that kind.
 
         Raises:
