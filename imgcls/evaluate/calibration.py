@@ -32,12 +32,17 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> dict[str, np.ndarr
         confidence: Probability of the predicted class, (N,); a bin holds its lower edge, the last one both.
         right: Whether the prediction is right, (N,) bool.
     """
-    # in float32, so that a third, of three equal logits, lies on an edge whatever its last digits are
-    place = np.minimum(np.searchsorted(EDGES, confidence.astype(np.float32), "right"), BINS) - 1
+    place = bin_of(confidence)
     images = np.bincount(place, minlength=BINS)
     divisor = np.where(images > 0, images, np.nan)
     sums = (np.bincount(place, of.astype(np.float64), BINS) for of in (confidence, right))
     return {"images": images, **{k: s / divisor for k, s in zip(("confidence", "accuracy"), sums, strict=True)}}
+
+
+def bin_of(confidence: np.ndarray) -> np.ndarray:
+    """Number of the bin of each confidence, (N,) int64."""
+    # in float32, so that a third, of three equal logits, lies on an edge whatever its last digits are
+    return np.minimum(np.searchsorted(EDGES, confidence.astype(np.float32), "right"), BINS) - 1
 
 
 def expected_calibration_error(bins: dict[str, np.ndarray]) -> float:
