@@ -169,7 +169,8 @@ def evaluation(
     """
     z, there, decided = logits.astype(np.float64), label.astype(bool), logits > cut
     classes, intervals = by_label(logits, label, cut), bootstrap(logits, label, cut)
-    columns_of_classes = {**classes, "threshold": expit(cut / temperature)}
+    columns_of_classes = {"images": classes["images"], "threshold": expit(cut / temperature)}
+    columns_of_classes |= {name: classes[name] for name in SCORES} | classes
     for name, (low, high) in intervals.pop(OF_LABELS).items():
         columns_of_classes |= {f"{name}_low": low, f"{name}_high": high}
     by_shots = [] if class_counts is None else _shots(classes, there, class_counts)
