@@ -26,6 +26,7 @@ from imgcls.system.files import read_json, write_atomic
 from imgcls.tasks import agree
 
 Decide = Callable[[np.ndarray], np.ndarray]  # labels by probabilities (B, K)
+Score = Callable[[np.ndarray, np.ndarray], float]  # by probabilities (N, K) and labels
 
 BATCH, CALIBRATION, JUDGED = 16, 256, 5000  # images at a time, to calibrate int8 with, and to measure its cost
 
@@ -71,6 +72,10 @@ def export(
     def decide(probability: np.ndarray) -> np.ndarray:
         return model.task.decided(model.task.log_odds(torch.from_numpy(probability)), cut).numpy()
 
+    def score(probability: np.ndarray, label: np.ndarray) -> float:
+        log_odds = model.task.log_odds(torch.from_numpy(probability)).numpy()
+        return model.task.score(log_odds, label, None if cut is None else cut.numpy())
+
     model.finetune.merge(model.backbone)
     about = describe(run, scaled_by, resize_crop.resize, thresholds)
     if kind == "safetensors":
@@ -98,10 +103,11 @@ def export(
             "and a hundredth of it"
         )
     if int8_tolerance is not None:
-        proto, cost = _quantize(data, proto, decide)
+        proto, cost = _quantize(data, proto, score)
         if (lost := cost["acc_float32"] - cost["acc_int8"]) > int8_tolerance:
             raise UserError(
-                f"{out}: not written, int8 costs {lost:.4f} of accuracy, beyond --int8_tolerance {int8_tolerance:g}"
+                f"{out}: not written, int8 costs {lost:.4f} of {model.task.metric_name}, beyond --int8_tolerance "
+                f"{int8_tolerance:g}"
             )
         about["int8"] = json.dumps({k: round(v, 4) for k, v in cost.items()})
         content = formats.onnx_bytes(proto, about)
@@ -129,15 +135,16 @@ def _compare(
     return {"largest": largest, "largest_in_size": largest_in_size, "top1": top1}
 
 
-def _quantize(data: ImageDataModule, proto: Any, decide: Decide) -> tuple[Any, dict[str, Any]]:
+def _quantize(data: ImageDataModule, proto: Any, score: Score) -> tuple[Any, dict[str, Any]]:
     from imgcls.deploy.int8 import cost, quantize
 
     small = quantize(proto, (image for image, _ in _batches(data, "train", CALIBRATION)))
     before, after = (formats.onnx_bytes(graph, {}) for graph in (proto, small))
     runs = [formats.run_onnx(content) for content in (before, after)]
-    found = cost(runs[0], runs[1], _batches(data, "val", JUDGED), decide)
+    found = cost(runs[0], runs[1], _batches(data, "val", JUDGED), score)
     found |= {"bytes_float32": len(before), "bytes_int8": len(after)}
-    print(f"int8 against float32, on {found['images']} validation images: accuracy {found['acc_float32']:.4f} to "
+    name = data.kind.metric_name
+    print(f"int8 against float32, on {found['images']} validation images: {name} {found['acc_float32']:.4f} to "
           f"{found['acc_int8']:.4f}; {len(before) / 1e6:.2f} to {len(after) / 1e6:.2f} MB; {found['speed_up']:.2f} "
           "times as fast on this CPU")  # fmt: skip
     return small, found

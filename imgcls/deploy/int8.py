@@ -13,7 +13,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from imgcls.deploy.formats import Runner
-from imgcls.tasks import agree
 
 LAYERS, AFTER_A_LAYER = ("Conv", "Gemm", "MatMul"), ("Relu", "Clip", "MaxPool")
 ROUNDS = 15
@@ -57,24 +56,24 @@ def cost(
     before: Runner,
     after: Runner,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    decide: Callable[[np.ndarray], np.ndarray],
+    score: Callable[[np.ndarray, np.ndarray], float],
 ) -> dict[str, Any]:
-    """Accuracy of two graphs on the same images, and how many times faster the second is on this machine's CPU.
+    """Scores of two graphs on the same images, and how many times faster the second is on this machine's CPU.
 
     Args:
         before: The float graph.
         after: The other one.
         batches: uint8 images (B, C, H, W) and their labels; the first batch is timed, alternately with both, and the
             fastest rounds are compared, as whatever else runs on the machine only slows.
-        decide: Labels by probabilities (B, K).
+        score: Of probabilities (N, K) and labels, such as accuracy, `acc_float32` and `acc_int8` of the result.
     """
-    right, images = np.zeros(2), 0
+    found: list[tuple[np.ndarray, ...]] = []
     for image, label in batches:
-        if not images:
+        if not found:
             timed = image
-        right += [agree(decide(run(image)), label).sum() for run in (before, after)]
-        images += len(label)
+        found.append((label, before(image), after(image)))
+    labels, *probabilities = (np.concatenate(of) for of in zip(*found, strict=True))
     seconds = [[timeit(partial(run, timed), number=1) for run in (before, after)] for _ in range(ROUNDS)]
-    accuracy, fastest = (right / images).tolist(), np.min(seconds, axis=0)
-    speed_up = float(fastest[0] / fastest[1])
-    return {"images": images, "acc_float32": accuracy[0], "acc_int8": accuracy[1], "speed_up": speed_up}
+    fastest = np.min(seconds, axis=0)
+    scores = {f"acc_{name}": score(of, labels) for name, of in zip(("float32", "int8"), probabilities, strict=True)}
+    return {"images": len(labels), **scores, "speed_up": float(fastest[0] / fastest[1])}

@@ -230,6 +230,10 @@ class Task(ABC):
     def calibration(self, logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
         """The temperature fitted to images, and what it changes, see `imgcls.evaluate.summary.calibration`."""
 
+    def score(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> float:
+        """The kind's metric."""
+        return float(agree(self.decided(logits, cut), label).mean())
+
     @abstractmethod
     def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:
         """95 % interval of the kind's metric."""

@@ -179,6 +179,9 @@ class MultiLabel(Task):
 
         return calibration(logits, label)
 
+    def score(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> float:  # noqa: D102
+        return float(self.resample("map", logits, label, cut)(np.ones((len(label), 1)))[0])
+
     def interval(self, logits: np.ndarray, label: np.ndarray, cut: np.ndarray | None) -> tuple[float, float]:  # noqa: D102
         from imgcls.evaluate.multilabel import bootstrap
 
