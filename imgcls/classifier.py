@@ -314,6 +314,10 @@ class Classifier(LightningModule):
             self.log(name, value, prog_bar=name in ("val/loss", f"val/{self.task.metric}"))
         return found
 
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return total_steps(self.trainer)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by learning rate and weight decay."""
         no_decay = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
@@ -326,7 +330,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Groups by learning rate and weight decay; the schedule moves by optimiser step."""
-        steps = total_steps(self.trainer)
+        steps = self.total_steps()
         if self.finetune.solves:
             return None
         optimizer = self.build_optimizer()

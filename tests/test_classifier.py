@@ -16,7 +16,7 @@ from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Focal
 from imgcls.models.cnn import CNN
 from imgcls.optim import OneCycle, Steps, WarmupCosine, parameter_groups
 from imgcls.tasks import SINGLE_LABEL, find
-from imgcls.training.trainer import Trainer, total_steps
+from imgcls.training.trainer import Trainer
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 3.0]])
 LABEL = torch.tensor([0, 1])
@@ -124,7 +124,7 @@ def test_steps_fall_at_their_shares():
 def test_total_steps_are_those_that_happen(options, steps):
     model = classifier(lr=0.1)
     trainer = fit(model, SampleData(batch_size=8), max_epochs=2, **options)
-    assert trainer.global_step == total_steps(trainer) == steps
+    assert trainer.global_step == model.total_steps() == steps
 
 
 # ---- fine-tuning ----

@@ -17,15 +17,8 @@ from imgcls.finetune.neighbours import Neighbours
 from imgcls.images.decode import ResizeCrop
 from imgcls.losses import CrossEntropy, Loss
 from imgcls.losses.cumulative_link import CumulativeLink
-from imgcls.tasks.single_label import SingleLabel
 
 from .test_classifier import classifier, fit, small
-
-
-class Graded(SingleLabel):
-    """What a loss asks of ordered classes."""
-
-    labels = "ordered classes"
 
 
 def outputs(classes: int, images: int = 50, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -140,7 +133,7 @@ def test_few_graded_images_are_learnt_with_smaller_errors_than_by_cross_entropy(
 
 
 def test_logits_of_a_classifier_are_log_probabilities_in_training_and_evaluation():
-    model = classifier(task=f"{__name__}.Graded", loss=CumulativeLink())
+    model = classifier(task="ordered", loss=CumulativeLink())
     image = torch.rand(6, 1, 28, 28)
     fit(model, SampleData(batch_size=32))
     model.eval()
@@ -153,7 +146,7 @@ def test_logits_of_a_classifier_are_log_probabilities_in_training_and_evaluation
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_exported_file_answers_as_its_model(flip):
     torch.manual_seed(0)
-    model = Classifier(small, 5, 1, 28, task=f"{__name__}.Graded", loss=CumulativeLink(), flip_at_test=flip).eval()
+    model = Classifier(small, 5, 1, 28, task="ordered", loss=CumulativeLink(), flip_at_test=flip).eval()
     image = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
     feature = model.requires_grad_(False).features((image / 255 - 0.4) / 0.3)
     model.head.weight.normal_().div_((feature - feature.mean(0)).std())
@@ -172,8 +165,8 @@ def test_an_exported_file_answers_as_its_model(flip):
 @pytest.mark.parametrize("finetune", [LogisticProbe, Neighbours])
 def test_a_head_that_is_solved_for_refuses_a_loss_with_a_link_of_its_own(finetune):
     with pytest.raises(UserError, match="--model.loss CumulativeLink: makes logits of its own, and --model.finetune"):
-        classifier(task=f"{__name__}.Graded", loss=CumulativeLink(), finetune=finetune())
-    classifier(task=f"{__name__}.Graded", loss=CrossEntropy(0.1), finetune=finetune())
+        classifier(task="ordered", loss=CumulativeLink(), finetune=finetune())
+    classifier(task="ordered", loss=CrossEntropy(0.1), finetune=finetune())
 
 
 def test_classes_without_an_order_are_refused():

@@ -41,12 +41,12 @@ from imgcls.models.timm import TimmBackbone
 from imgcls.models.torchvision import TorchvisionBackbone
 from imgcls.runs.record import read_metrics
 from imgcls.tasks import SINGLE_LABEL, find
+from imgcls.tasks.multi_label import MultiLabel
 from imgcls.training.distillation import Teacher
 
 from .conftest import QUIET, ROOT, TINY
 from .imagenet_weights import efficientnet_lite0
 from .test_classifier import fit
-from .test_losses_multi_label import Several
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -328,7 +328,7 @@ def test_distillation_against_a_value_computed_by_hand():
 
 def test_a_student_of_several_labels_learns_each_label_by_itself():
     teacher = Teacher("somewhere", temperature=2.0, weight=0.25)
-    teacher.task = Several()
+    teacher.task = MultiLabel()
     student_logits, teacher_logits = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)).double() * 3
     p, q = (1 / (1 + np.exp(-logits.numpy() / 2)) for logits in (teacher_logits, student_logits))
     divergence = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).sum(1).mean()
@@ -364,9 +364,9 @@ def test_the_teachers_view_of_an_image_is_its_own(imgcls):
     )
     with pytest.raises(UserError, match="knows the classes T-shirt/top"):
         teacher.load(["a", "b"], torch.device("cpu"))
-    kinds = "--model.teacher.run teacher: learnt from labels of the kind single_label, the data has .*losses_multi"
+    kinds = "--model.teacher.run teacher: learnt from labels of the kind single_label, the data has multi_label"
     with pytest.raises(UserError, match=kinds):
-        teacher.load(data.class_names, torch.device("cpu"), Several())
+        teacher.load(data.class_names, torch.device("cpu"), MultiLabel())
 
 
 # ---- frozen features ----
@@ -428,13 +428,13 @@ def test_of_several_labels_the_logistic_head_is_scikit_learns_one_for_each(stren
     scale, mean = x.std(), x.mean(0)
     each = LogisticRegression(C=1 / (strength * 180), tol=1e-8, max_iter=1000)
     theirs = OneVsRestClassifier(each).fit((x - mean) / scale, y)
-    LogisticProbe([strength]).solve(head, train, None, Several().loss())
+    LogisticProbe([strength]).solve(head, train, None, MultiLabel().loss())
     ours = head(val.feature[:, 0]).sigmoid().detach().numpy()
     np.testing.assert_allclose(ours, theirs.predict_proba((val.feature[:, 0].numpy() - mean) / scale), atol=5e-4)
 
 
 def test_of_several_labels_the_penalty_is_that_of_the_best_validation_likelihood():
-    train, val, head, loss = blobs_of_several(30, 0), blobs_of_several(300, 1), nn.Linear(4, 3), Several().loss()
+    train, val, head, loss = blobs_of_several(30, 0), blobs_of_several(300, 1), nn.Linear(4, 3), MultiLabel().loss()
     probe = LogisticProbe()
     chosen = probe.solve(head, train, val, loss)["strength"]
     losses = {}
@@ -446,7 +446,7 @@ def test_of_several_labels_the_penalty_is_that_of_the_best_validation_likelihood
 
 
 def test_of_several_labels_neighbours_vote_on_each():
-    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), Several()
+    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), MultiLabel()
     variant = Neighbours(k=[7], temperature=1e6)
     head = variant.head(4, 3, task)
     assert (head(val.feature[:, 0]) == 0).all()  # before training: Lightning's check of the validation loop
@@ -458,7 +458,7 @@ def test_of_several_labels_neighbours_vote_on_each():
 
 
 def test_of_several_labels_the_number_of_neighbours_is_that_of_the_best_validation_likelihood():
-    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), Several()
+    train, val, task = blobs_of_several(90, 0), blobs_of_several(60, 1), MultiLabel()
     losses = {}
     for k in (1, 5, 10, 20, 50):
         head = Vote(4, 3, k, 0.07, task)
@@ -468,7 +468,7 @@ def test_of_several_labels_the_number_of_neighbours_is_that_of_the_best_validati
 
 
 def test_neighbours_of_several_labels_are_kept_with_the_weights():
-    trained, fresh = (classifier(Neighbours(), task=Several.__module__) for _ in range(2))
+    trained, fresh = (classifier(Neighbours(), task="multi_label") for _ in range(2))
     feature, label = torch.randn(30, 1, trained.backbone.num_features), (torch.rand(30, 10) < 0.3).float()
     trained.finetune.solve(trained.head, Features(feature, label), None, trained.task.loss())
     state = trained.state_dict()
@@ -521,7 +521,7 @@ class SampleOfSeveral(SampleData):
 
 
 def test_a_probe_of_several_labels_is_fitted_to_features_of_images():
-    data, model = SampleOfSeveral(np.int8), classifier(LogisticProbe(), task=Several.__module__)
+    data, model = SampleOfSeveral(np.int8), classifier(LogisticProbe(), task="multi_label")
     fit(model, data)
     source, index = data.parts["train"]
     label = torch.from_numpy(source.label[index]).float()
@@ -534,12 +534,12 @@ def test_a_probe_of_several_labels_is_fitted_to_features_of_images():
 
 def test_several_labels_can_be_cached_augmented_but_not_mixed():
     data = SampleOfSeveral(np.int8, augment=Pipeline([RandomHorizontalFlip()]))
-    model = classifier(Neighbours(views=1), task=Several.__module__)
+    model = classifier(Neighbours(views=1), task="multi_label")
     fit(model, data)
     source, index = data.parts["train"]
     label = torch.from_numpy(source.label[index]).float()  # as batches have them
     assert torch.equal(model.head.label, label.repeat_interleave(2, 0)) and model.head.label.dtype == label.dtype
-    model = classifier(LogisticProbe(views=1), task=Several.__module__)
+    model = classifier(LogisticProbe(views=1), task="multi_label")
     with pytest.raises(UserError, match="--model.finetune.views: augmentation that mixes labels cannot be cached"):
         fit(model, SampleOfSeveral(np.float32, augment=Pipeline([MixUp()])))
 

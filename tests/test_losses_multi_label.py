@@ -17,38 +17,12 @@ from imgcls.losses import BinaryCrossEntropy, CrossEntropy, Loss
 from imgcls.losses.asymmetric import Asymmetric
 from imgcls.losses.binary_cross_entropy import LARGEST_WEIGHT
 from imgcls.losses.cumulative_link import CumulativeLink
-from imgcls.tasks.single_label import SingleLabel
+from imgcls.tasks.multi_label import MultiLabel
 
 from .test_classifier import classifier, fit
 from .test_imbalance import SAMPLE_COUNTS, losses
 
 BOTH = (BinaryCrossEntropy, Asymmetric)
-
-
-class Several(SingleLabel):
-    """What the losses, and the heads that are solved for, ask of several labels."""
-
-    labels = "several labels"
-
-    def loss(self) -> Loss:
-        return BinaryCrossEntropy()
-
-    def chance(self, num_classes: int) -> float:
-        return 0.5
-
-    def example(self, images: int, num_classes: int) -> Tensor:
-        return F.one_hot(torch.arange(images) % num_classes, num_classes).float()
-
-    def probability(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
-
-    def log_odds(self, probability: Tensor) -> Tensor:
-        return probability.logit()
-
-    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
-        probability = target.sigmoid()
-        cross, own = (F.binary_cross_entropy_with_logits(of, probability, reduction="sum") for of in (logits, target))
-        return (cross - own) / len(logits)
 
 
 def batch(images: int = 64, classes: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -60,7 +34,7 @@ def batch(images: int = 64, classes: int = 5, dtype: torch.dtype = torch.float32
 
 
 def prepared(loss: Loss) -> Loss:
-    loss.prepare(Several.labels, 0.5)
+    loss.prepare(MultiLabel.labels, 0.5)
     return loss
 
 
@@ -201,7 +175,7 @@ def test_a_loss_refuses_labels_that_it_is_not_for(cls):
 
 
 def test_a_classifier_of_several_labels_has_a_loss_of_sigmoids_by_default_and_refuses_a_softmax():
-    assert isinstance(classifier(task=f"{__name__}.Several").loss, BinaryCrossEntropy)
-    assert classifier(task=f"{__name__}.Several").loss.chance == 0.5 and classifier().loss.chance == 0.1
+    assert isinstance(classifier(task="multi_label").loss, BinaryCrossEntropy)
+    assert classifier(task="multi_label").loss.chance == 0.5 and classifier().loss.chance == 0.1
     with pytest.raises(UserError, match="--model.loss CrossEntropy: is for images with one label or ordered classes"):
-        classifier(task=f"{__name__}.Several", loss=CrossEntropy())
+        classifier(task="multi_label", loss=CrossEntropy())

@@ -13,7 +13,6 @@ from imgcls.cli.measuring import now, peak_memory
 from imgcls.data.base import ImageDataModule
 from imgcls.data.options import seed_step, short
 from imgcls.training.progress import count_parameters
-from imgcls.training.trainer import total_steps
 
 STEPS = 4  # of which the first warms up
 
@@ -42,7 +41,7 @@ def dry_run(trainer: Trainer, model: Classifier, data: ImageDataModule) -> list[
     model.configure_optimizers()
     epochs = 1
     if model.finetune.views is None:
-        steps, batches = total_steps(trainer) * trainer.accumulate_grad_batches, len(data.train_dataloader())
+        steps, batches = model.total_steps() * trainer.accumulate_grad_batches, len(data.train_dataloader())
         epochs = math.ceil(steps / batches)
         loss, step = _steps(trainer, model, data, device)
         train, tried = steps * step, f"loss {loss:.3g}, {1000 * step:.0f} ms"
