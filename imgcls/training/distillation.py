@@ -38,7 +38,7 @@ class Teacher:
             UserError: It knows other classes, or labels of another kind.
         """
         self.loaded, self.task = load_run(self.run, device), task
-        if (taught := self.loaded.model.task) is not task:
+        if (taught := self.loaded.model.task).link != task.link:
             kinds = f"learnt from labels of the kind {taught.name}, the data has {task.name}"
             raise UserError(f"--model.teacher.run {self.run}: {kinds}; give a run on labels of that kind")
         if self.loaded.class_names != class_names:
