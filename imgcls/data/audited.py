@@ -39,10 +39,8 @@ class Images:
         indices = [np.sort(data.parts[part][1]) for part in self.parts]
         self.rank = np.repeat(np.arange(len(self.parts)), [len(index) for index in indices])
         self.number = np.concatenate(indices)
-        self.task, self.label = (
-            data.kind,
-            np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)]),
-        )
+        self.task = data.kind
+        self.label = np.concatenate([s.label[i] for s, i in zip(self.sources, indices, strict=True)])
         self.said = np.unique(self.label.reshape(len(self.label), -1), axis=0, return_inverse=True)[1]
         groups = [np.full(len(s), -1) if s.group is None else s.group for s in self.sources]
         self.group = np.concatenate([group[i] for group, i in zip(groups, indices, strict=True)])

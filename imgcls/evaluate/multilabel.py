@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from imgcls.evaluate.accuracy import RESAMPLES, by_size, from_counts, mean_of, percentiles
 from imgcls.evaluate.calibration import bin_of, likeliest, reliability
-from imgcls.evaluate.summary import class_tables, decisions, with_temperature
+from imgcls.evaluate.summary import before_and_after, class_tables, decisions, with_temperature
 
 # of each label, what is averaged over labels
 MEANS = {name: name for name in ("auroc", "precision", "recall", "f1", "hamming", "ece")} | {"map": "ap"}
@@ -203,11 +203,7 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
 
     None where there is no best one, see `fit_temperature`.
     """
-    temperature = fit_temperature(logits, label)
-    if temperature is None:
-        return None
-    scores, _ = with_temperature(_calibration, logits, label, temperature)
-    return {"temperature": temperature, "images": len(label), **scores}
+    return before_and_after(_calibration, logits, label, fit_temperature(logits, label))
 
 
 def _resampled(logits: np.ndarray, label: np.ndarray, cut: np.ndarray, weight: np.ndarray) -> dict[str, np.ndarray]:

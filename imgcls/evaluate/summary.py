@@ -77,11 +77,7 @@ def calibration(logits: np.ndarray, label: np.ndarray) -> dict[str, Any] | None:
 
     None where there is no best one, see `fit_temperature`.
     """
-    temperature = fit_temperature(logits, label)
-    if temperature is None:
-        return None
-    scores, _ = with_temperature(_calibration, logits, label, temperature)
-    return {"temperature": temperature, "images": len(label), **scores}
+    return before_and_after(_calibration, logits, label, fit_temperature(logits, label))
 
 
 def decisions(
@@ -126,6 +122,16 @@ def with_temperature(
         scores |= {"temperature": temperature, **{f"{name}_calibrated": value for name, value in after.items()}}
         tables["reliability_calibrated"] = _bins(bins)
     return scores, tables
+
+
+def before_and_after(
+    scoring: Scoring, logits: np.ndarray, label: np.ndarray, temperature: float | None
+) -> dict[str, Any] | None:
+    """What is kept of a fitted temperature: it, its images and their scores, see `with_temperature`; None of None."""
+    if temperature is None:
+        return None
+    scores, _ = with_temperature(scoring, logits, label, temperature)
+    return {"temperature": temperature, "images": len(label), **scores}
 
 
 def class_tables(class_names: Sequence[str], classes: dict[str, np.ndarray]) -> dict[str, list]:

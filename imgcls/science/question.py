@@ -175,7 +175,7 @@ def read_question(folder: Path, **given: Any) -> Question:
         raise UserError(f"{path}: seeds: {seeds} are not numbers from 0, each once")
     if folds < 0 or folds == 1 or repeats < 0:
         raise UserError(f"{path}: folds: {folds}, repeats: {repeats}: give at least 2 folds and 1 repeat; 0: none")
-    metrics = content.get("metrics") or [content[key] for key in ("metric",) if key in content]
+    metrics = content.get("metrics") or ([content["metric"]] if "metric" in content else [])
     for axis, values in content.get("axes", {}).items():
         if not isinstance(values, dict) or {type(options) for options in values.values()} != {list}:
             wanted = 'a table of values with a list of options each: 40 = ["--trainer.max_epochs=40"]'
